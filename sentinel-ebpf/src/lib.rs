@@ -1,0 +1,2 @@
+//! The layouts that the BPF programs and userspace share.
+#![no_std]

@@ -1,0 +1,17 @@
+//! SMTP Sentinel: sees the smtpd slots of a Postfix run out, and switches stress mode on before they have.
+//!
+//! One room per verb, plain values across the doors, arrows one way:
+//! [`probes`] and [`signals`] measure, [`detector`] judges, [`controller`] decides, [`actuator`] changes,
+//! [`metrics`] and [`status`] report. [`run`] wires them; [`clock`] is the only place that reads the time.
+
+pub mod actuator;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod controller;
+pub mod detector;
+pub mod metrics;
+pub mod postfix;
+pub mod probes;
+pub mod signals;
+pub mod status;
