@@ -1,6 +1,31 @@
-//! Decides: verdict in, state and [`Plan`] out. Pure: no I/O, no clock.
+//! Decides: verdict in, state and [`Plan`] out. Pure: no I/O, no clock; what was done comes back through
+//! [`Controller::settle`].
+//!
+//! Trip and clear have their own conditions and their own dwell. Each relapse within an hour doubles the dwell before
+//! letting go, so that an attacker who pulses is met by stress mode that stays on, not by one reload a pulse.
+
+mod budget;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+
+pub use self::budget::Budget;
+use crate::detector::{Verdict, VerdictKind};
+
+/// Trips further back than this do not count as relapses.
+const RELAPSE_WITHIN: Duration = Duration::from_secs(3600);
+
+/// The dwell before letting go is doubled at most this often.
+const MAX_DOUBLINGS: u32 = 3;
+
+/// After this long without a verdict the edit is taken back: what the admin wrote is the safe state.
+const BLIND_LETS_GO: Duration = Duration::from_secs(300);
+
+/// After an action that failed, this long until the next try.
+const RETRY_AFTER: Duration = Duration::from_secs(30);
 
 /// The state of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -10,8 +35,23 @@ pub enum State {
     Normal,
     /// `-o stress=yes` is ours and in force.
     Stressed,
-    /// Still in force; the pressure is below the clear threshold, and the dwell runs.
+    /// Still in force; all signals are below their clear thresholds, and the dwell runs.
     Recovering,
+}
+
+impl State {
+    pub const ALL: [Self; 3] = [Self::Normal, Self::Stressed, Self::Recovering];
+}
+
+impl fmt::Display for State {
+    /// The same word as in JSON.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Normal => "normal",
+            Self::Stressed => "stressed",
+            Self::Recovering => "recovering",
+        })
+    }
 }
 
 /// What the actuator is to do.
@@ -19,7 +59,238 @@ pub enum State {
 pub enum Plan {
     Nothing,
     /// Put `-o stress=yes` on the service and reload.
-    Trip { reasons: Vec<String> },
+    Trip {
+        reasons: Vec<String>,
+    },
     /// Take our lines back and reload.
-    Clear { reasons: Vec<String> },
+    Clear {
+        reasons: Vec<String>,
+    },
 }
+
+/// One of the two things that a [`Plan`] asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    Trip,
+    Clear,
+}
+
+/// How long a condition has to last before it counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dwell {
+    /// Hogged for this long: trip.
+    pub trip: Duration,
+    /// Calm for this long, doubled by each relapse: clear.
+    pub clear: Duration,
+}
+
+/// What stands between a verdict and an act.
+#[derive(Debug, Clone)]
+pub struct Gate {
+    /// The instance and the entry may be touched; else why not.
+    pub actionable: Result<(), String>,
+    /// Master's own stress mode is on: there is nothing to toggle.
+    pub native_stress: bool,
+    /// A trip can be paid for; else why not.
+    pub budget: Result<(), String>,
+}
+
+/// A change of state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transition {
+    pub from: State,
+    pub to: State,
+    pub reasons: Vec<String>,
+}
+
+/// What one step comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    pub plan: Plan,
+    pub transition: Option<Transition>,
+    /// It would trip and must not, told once for each reason.
+    pub refusal: Option<String>,
+}
+
+/// The state machine of one service.
+#[derive(Debug)]
+pub struct Controller {
+    dwell: Dwell,
+    state: State,
+    hogged_since: Option<Instant>,
+    calm_since: Option<Instant>,
+    blind_since: Option<Instant>,
+    retry_at: Option<Instant>,
+    /// Trips within the last hour.
+    trips: VecDeque<Instant>,
+    /// The refusal that was told last, so that it is not told ten times a second.
+    told: Option<String>,
+}
+
+impl Controller {
+    pub fn new(dwell: Dwell) -> Self {
+        Self {
+            dwell,
+            state: State::Normal,
+            hogged_since: None,
+            calm_since: None,
+            blind_since: None,
+            retry_at: None,
+            trips: VecDeque::new(),
+            told: None,
+        }
+    }
+
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Takes the next verdict in. A plan is a request: the state follows only through [`Controller::settle`].
+    pub fn step(&mut self, now: Instant, verdict: &Verdict, gate: &Gate) -> Step {
+        self.watch(now, verdict.kind);
+        let mut step = Step {
+            plan: Plan::Nothing,
+            transition: None,
+            refusal: None,
+        };
+        let waits = self.retry_at.is_some_and(|at| now < at);
+        match self.state {
+            State::Normal if lasted(self.hogged_since, now, self.dwell.trip) && !waits => {
+                match self.refusal(gate) {
+                    None => {
+                        step.plan = Plan::Trip {
+                            reasons: verdict.reasons.clone(),
+                        }
+                    }
+                    Some(why) if self.told.as_ref() == Some(&why.key) => {}
+                    Some(why) => {
+                        self.told = Some(why.key);
+                        step.refusal = Some(why.sentence);
+                    }
+                }
+            }
+            State::Normal => {}
+            State::Stressed if self.calm_since.is_some() => {
+                step.transition = Some(self.go(State::Recovering, verdict.reasons.clone()));
+            }
+            State::Recovering if self.calm_since.is_none() && self.blind_since.is_none() => {
+                step.transition = Some(self.go(State::Stressed, verdict.reasons.clone()));
+            }
+            State::Stressed | State::Recovering => {
+                if let Some(reason) = self.lets_go(now).filter(|_| !waits) {
+                    let mut reasons = vec![reason];
+                    reasons.extend(verdict.reasons.iter().cloned());
+                    step.plan = Plan::Clear { reasons };
+                }
+            }
+        }
+        step
+    }
+
+    /// What became of a plan. A success moves the state, a failure waits a while before the next try.
+    pub fn settle(&mut self, now: Instant, act: Act, done: bool, reasons: Vec<String>) -> Option<Transition> {
+        if !done {
+            self.retry_at = Some(now + RETRY_AFTER);
+            return None;
+        }
+        self.retry_at = None;
+        self.hogged_since = None;
+        self.calm_since = None;
+        match act {
+            Act::Trip => {
+                self.forget_old_trips(now);
+                self.trips.push_back(now);
+                Some(self.go(State::Stressed, reasons))
+            }
+            Act::Clear => Some(self.go(State::Normal, reasons)),
+        }
+    }
+
+    /// The edit turned out not to be in force any more: rolled back, or undone by somebody else.
+    pub fn lost(&mut self, now: Instant, reason: String) -> Option<Transition> {
+        self.retry_at = Some(now + RETRY_AFTER);
+        (self.state != State::Normal).then(|| self.go(State::Normal, vec![reason]))
+    }
+
+    /// How long the calm has to last this time.
+    pub fn clear_dwell(&self) -> Duration {
+        let relapses = u32::try_from(self.trips.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        self.dwell.clear * 2u32.pow(relapses.min(MAX_DOUBLINGS))
+    }
+
+    fn watch(&mut self, now: Instant, kind: VerdictKind) {
+        let keep = |since: Option<Instant>, holds: bool| holds.then(|| since.unwrap_or(now));
+        self.hogged_since = keep(self.hogged_since, kind == VerdictKind::Hogged);
+        self.calm_since = keep(self.calm_since, kind == VerdictKind::Calm);
+        self.blind_since = keep(self.blind_since, kind == VerdictKind::Unknown);
+        if self.hogged_since.is_none() {
+            self.told = None;
+        }
+    }
+
+    fn refusal(&self, gate: &Gate) -> Option<Refusal> {
+        if gate.native_stress {
+            let sentence = "master has switched its own stress mode on already, there is nothing to toggle";
+            return Some(Refusal {
+                key: "native".into(),
+                sentence: sentence.into(),
+            });
+        }
+        if let Err(why) = &gate.actionable {
+            return Some(Refusal {
+                key: why.clone(),
+                sentence: why.clone(),
+            });
+        }
+        // The budget's sentence counts seconds down: only the first one is told.
+        gate.budget.as_ref().err().map(|why| Refusal {
+            key: "budget".into(),
+            sentence: why.clone(),
+        })
+    }
+
+    fn lets_go(&self, now: Instant) -> Option<String> {
+        let dwell = self.clear_dwell();
+        if lasted(self.calm_since, now, dwell) {
+            Some(format!(
+                "all signals have been below their clear thresholds for {} s",
+                dwell.as_secs()
+            ))
+        } else if lasted(self.blind_since, now, BLIND_LETS_GO) {
+            Some(format!(
+                "nothing has been known of the service for {} s",
+                BLIND_LETS_GO.as_secs()
+            ))
+        } else {
+            None
+        }
+    }
+
+    fn go(&mut self, to: State, reasons: Vec<String>) -> Transition {
+        let from = std::mem::replace(&mut self.state, to);
+        Transition { from, to, reasons }
+    }
+
+    fn forget_old_trips(&mut self, now: Instant) {
+        while self
+            .trips
+            .front()
+            .is_some_and(|at| now.saturating_duration_since(*at) >= RELAPSE_WITHIN)
+        {
+            self.trips.pop_front();
+        }
+    }
+}
+
+struct Refusal {
+    /// What tells one reason from the next.
+    key: String,
+    sentence: String,
+}
+
+fn lasted(since: Option<Instant>, now: Instant, dwell: Duration) -> bool {
+    since.is_some_and(|since| now.saturating_duration_since(since) >= dwell)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,28 @@
 //! Judges: samples in, [`Verdict`] out. Pure: no I/O, no clock; the time is in the sample.
+//!
+//! No signal trips alone. Busy slots say that something is wrong; only what the clients on those slots do says what,
+//! and stress mode cures one condition out of four.
+
+use std::fmt;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
+
+use crate::signals::{ProcessLimit, Reading, Sample};
+
+/// A reading older than this decides nothing: a daemon that was stopped, or starved of CPU, must not act on the past.
+pub const STALE_AFTER: Duration = Duration::from_secs(3);
+
+/// Share of the held slots from which on one kind of holder names the condition.
+const MAJORITY: f64 = 0.5;
+
+/// Time constant of the average that has to be below the clear threshold. Sessions arrive at random, and one that is a
+/// slot too many for a moment is no reason to hold on to stress mode.
+const SETTLED_OVER: Duration = Duration::from_secs(5);
+
+/// From when on a queue counts as standing. What tells overload from a burst is the minimum of the queue over a window
+/// (CoDel, RFC 8289 section 3.1), not that somebody had to wait for a moment.
+const STANDING_AFTER: Duration = Duration::from_secs(1);
 
 /// What the detector makes of the samples.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,8 +38,10 @@ pub struct Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VerdictKind {
-    /// Slots are free.
+    /// Every signal is below its clear threshold.
     Calm,
+    /// Between the thresholds, or one signal alone is above.
+    Busy,
     /// The slots run out, and clients that sit on them in silence hold them: stress mode helps.
     Hogged,
     /// The slots run out under sessions that do something: stress mode hardly helps.
@@ -28,4 +52,481 @@ pub enum VerdictKind {
     BehindFilter,
     /// Not enough is known, or what is known is too old.
     Unknown,
+}
+
+impl fmt::Display for VerdictKind {
+    /// The same word as in JSON.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Calm => "calm",
+            Self::Busy => "busy",
+            Self::Hogged => "hogged",
+            Self::Surge => "surge",
+            Self::SlowGreeting => "slow_greeting",
+            Self::BehindFilter => "behind_filter",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// Where to trip and where to clear, as shares of maxproc.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Thresholds {
+    trip: f64,
+    clear: f64,
+}
+
+impl Thresholds {
+    /// `None` unless 0 < clear < trip <= 1: with both in one place the state would flap on every session.
+    pub fn new(trip: f64, clear: f64) -> Option<Self> {
+        (clear > 0.0 && clear < trip && trip <= 1.0).then_some(Self { trip, clear })
+    }
+
+    pub fn trip(&self) -> f64 {
+        self.trip
+    }
+
+    pub fn clear(&self) -> f64 {
+        self.clear
+    }
+}
+
+/// Judges the samples of one service, one after the other.
+#[derive(Debug)]
+pub struct Detector {
+    thresholds: Thresholds,
+    /// Exponential average of the pressure, and when it was brought up to date.
+    settled: Option<(f64, Instant)>,
+    /// Since when every sample has found somebody in the accept queue.
+    waiting_since: Option<Instant>,
+}
+
+impl Detector {
+    pub fn new(thresholds: Thresholds) -> Self {
+        Self {
+            thresholds,
+            settled: None,
+            waiting_since: None,
+        }
+    }
+
+    /// Takes the next sample in and judges.
+    pub fn step(&mut self, sample: &Sample) -> Verdict {
+        let standing = self.standing_queue(sample);
+        let (busy, limit) = match slots(sample) {
+            Ok(known) => known,
+            Err(reason) => {
+                self.settled = None;
+                return Verdict {
+                    kind: VerdictKind::Unknown,
+                    pressure: None,
+                    reasons: vec![reason],
+                };
+            }
+        };
+        let pressure = (f64::from(busy) / f64::from(limit)).min(1.0);
+        let settled = self.settle(pressure, sample.at);
+        let mut reasons = vec![format!("{busy} of {limit} smtpd slots are busy")];
+        let mut kind = VerdictKind::Busy;
+        if pressure >= self.thresholds.trip {
+            kind = cause(sample, &mut reasons);
+        } else if settled < self.thresholds.clear && !standing {
+            kind = VerdictKind::Calm;
+        }
+        if let Some(queue) = sample
+            .queue
+            .fresh(sample.at, STALE_AFTER)
+            .filter(|queue| queue.depth > 0)
+        {
+            reasons.push(format!(
+                "{} of {} places in the accept queue are taken",
+                queue.depth, queue.limit
+            ));
+        }
+        Verdict {
+            kind,
+            pressure: Some(pressure),
+            reasons,
+        }
+    }
+
+    fn settle(&mut self, pressure: f64, now: Instant) -> f64 {
+        let settled = match self.settled {
+            None => pressure,
+            Some((average, at)) => {
+                let passed = now.saturating_duration_since(at).as_secs_f64() / SETTLED_OVER.as_secs_f64();
+                average + (pressure - average) * (1.0 - (-passed).exp())
+            }
+        };
+        self.settled = Some((settled, now));
+        settled
+    }
+
+    fn standing_queue(&mut self, sample: &Sample) -> bool {
+        match sample.queue.fresh(sample.at, STALE_AFTER) {
+            Some(queue) if queue.depth > 0 => {
+                let since = *self.waiting_since.get_or_insert(sample.at);
+                sample.at.saturating_duration_since(since) >= STANDING_AFTER
+            }
+            _ => {
+                self.waiting_since = None;
+                false
+            }
+        }
+    }
+}
+
+/// Busy slots and maxproc, or why there is no pressure to speak of.
+fn slots(sample: &Sample) -> Result<(u32, u32), String> {
+    let limit = match fresh(&sample.limit, sample.at, "the process limit")? {
+        ProcessLimit::Of(limit) => *limit,
+        ProcessLimit::Unlimited => return Err("maxproc is 0, so the service has no limit to run into".into()),
+    };
+    Ok((
+        *fresh(&sample.busy, sample.at, "the number of busy slots")?,
+        limit,
+    ))
+}
+
+/// Above the trip threshold: what the holders of the slots say of the cause.
+fn cause(sample: &Sample, reasons: &mut Vec<String>) -> VerdictKind {
+    let holders = match fresh(&sample.holders, sample.at, "what the clients do") {
+        Ok(holders) => *holders,
+        Err(reason) => {
+            reasons.push(format!("{reason}, and busy slots alone are no reason to act"));
+            return VerdictKind::Busy;
+        }
+    };
+    let share = |part: u32| f64::from(part) / f64::from(holders.total().max(1));
+    let (kind, text) = if share(holders.ungreeted) >= MAJORITY {
+        (
+            VerdictKind::SlowGreeting,
+            format!(
+                "{} of them have not been greeted yet: our own side is slow (DNS, policy, milter), which stress mode does not cure",
+                holders.ungreeted
+            ),
+        )
+    } else if share(holders.server_owes) >= MAJORITY {
+        (
+            VerdictKind::BehindFilter,
+            format!(
+                "{} of them wait for a reply of our own side (filter, milter, cleanup), which stress mode does not cure",
+                holders.server_owes
+            ),
+        )
+    } else if share(holders.silent) >= MAJORITY {
+        (
+            VerdictKind::Hogged,
+            format!(
+                "{} of them are held by clients that were greeted and say nothing",
+                holders.silent
+            ),
+        )
+    } else {
+        (
+            VerdictKind::Surge,
+            format!(
+                "only {} of them are held by silent clients: these are sessions at work",
+                holders.silent
+            ),
+        )
+    };
+    reasons.push(text);
+    kind
+}
+
+fn fresh<'a, T>(reading: &'a Reading<T>, now: Instant, what: &str) -> Result<&'a T, String> {
+    reading
+        .fresh(now, STALE_AFTER)
+        .ok_or_else(|| match reading.reason() {
+            Some(reason) => format!("{what} is not known: {reason}"),
+            None => format!("{what} was last seen more than {} s ago", STALE_AFTER.as_secs()),
+        })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::signals::{AcceptQueue, GreetingLatency, Holders};
+
+    /// A sample with nothing wrong with it: 20 slots, two busy.
+    pub(crate) fn calm(at: Instant) -> Sample {
+        Sample {
+            at,
+            limit: Reading::exact(ProcessLimit::Of(20), at),
+            busy: Reading::exact(2, at),
+            processes: Reading::exact(5, at),
+            holders: Reading::exact(
+                Holders {
+                    active: 2,
+                    ..Holders::default()
+                },
+                at,
+            ),
+            queue: Reading::exact(
+                AcceptQueue {
+                    depth: 0,
+                    limit: 100,
+                    high_water: 1,
+                },
+                at,
+            ),
+            early_disconnects_per_s: Reading::exact(0.0, at),
+            greeting: Reading::exact(
+                GreetingLatency {
+                    p50_ms: 1.0,
+                    p99_ms: 4.0,
+                    count: 100,
+                },
+                at,
+            ),
+            native_stress: Reading::exact(false, at),
+        }
+    }
+
+    /// The same service with `holders` on its slots.
+    pub(crate) fn held(at: Instant, holders: Holders) -> Sample {
+        Sample {
+            busy: Reading::exact(holders.total(), at),
+            holders: Reading::exact(holders, at),
+            ..calm(at)
+        }
+    }
+
+    fn instant() -> Instant {
+        crate::clock::now().mono
+    }
+
+    fn thresholds() -> Thresholds {
+        Thresholds::new(0.7, 0.4).unwrap()
+    }
+
+    fn judge(sample: &Sample) -> Verdict {
+        Detector::new(thresholds()).step(sample)
+    }
+
+    fn kind(sample: &Sample) -> VerdictKind {
+        judge(sample).kind
+    }
+
+    #[test]
+    fn silent_clients_on_most_slots_are_hogging() {
+        let at = instant();
+        let verdict = judge(&held(
+            at,
+            Holders {
+                silent: 14,
+                active: 2,
+                ..Holders::default()
+            },
+        ));
+        assert_eq!(verdict.kind, VerdictKind::Hogged);
+        assert_eq!(verdict.pressure, Some(0.8));
+        assert!(verdict.reasons[0].contains("16 of 20"), "{:?}", verdict.reasons);
+    }
+
+    #[test]
+    fn the_other_three_conditions_are_not_hogging() {
+        let at = instant();
+        let none = Holders::default();
+        assert_eq!(
+            kind(&held(
+                at,
+                Holders {
+                    ungreeted: 19,
+                    active: 1,
+                    ..none
+                }
+            )),
+            VerdictKind::SlowGreeting
+        );
+        assert_eq!(
+            kind(&held(
+                at,
+                Holders {
+                    server_owes: 18,
+                    active: 2,
+                    ..none
+                }
+            )),
+            VerdictKind::BehindFilter
+        );
+        assert_eq!(
+            kind(&held(at, Holders { active: 20, ..none })),
+            VerdictKind::Surge
+        );
+    }
+
+    #[test]
+    fn a_port_scan_is_calm_it_holds_no_slot() {
+        let at = instant();
+        let scan = Sample {
+            early_disconnects_per_s: Reading::exact(200.0, at),
+            ..calm(at)
+        };
+        assert_eq!(kind(&scan), VerdictKind::Calm);
+    }
+
+    #[test]
+    fn a_standing_queue_is_not_calm_a_moment_of_waiting_is() {
+        let start = instant();
+        let waiting = |ms: u64, depth: u32| {
+            let at = start + Duration::from_millis(ms);
+            Sample {
+                queue: Reading::exact(
+                    AcceptQueue {
+                        depth,
+                        limit: 100,
+                        high_water: depth,
+                    },
+                    at,
+                ),
+                ..calm(at)
+            }
+        };
+        let mut detector = Detector::new(thresholds());
+        let kinds = [(0, 3), (500, 3), (600, 0), (700, 3), (1700, 3)]
+            .map(|(ms, depth)| detector.step(&waiting(ms, depth)).kind);
+        use VerdictKind::{Busy, Calm};
+        assert_eq!(kinds, [Calm, Calm, Calm, Calm, Busy]);
+    }
+
+    #[test]
+    fn one_busy_moment_does_not_end_the_calm_and_one_idle_moment_does_not_start_it() {
+        let start = instant();
+        let busy = |seconds: u64, active: u32| {
+            held(
+                start + Duration::from_secs(seconds),
+                Holders {
+                    active,
+                    ..Holders::default()
+                },
+            )
+        };
+        let mut detector = Detector::new(thresholds());
+        detector.step(&busy(0, 2));
+        assert_eq!(detector.step(&busy(1, 10)).kind, VerdictKind::Calm);
+        for second in 2..30 {
+            detector.step(&busy(second, 12));
+        }
+        assert_eq!(detector.step(&busy(30, 0)).kind, VerdictKind::Busy);
+        assert_eq!(detector.step(&busy(45, 0)).kind, VerdictKind::Calm);
+    }
+
+    #[test]
+    fn what_is_not_known_or_stale_decides_nothing() {
+        let at = instant();
+        let hogged = held(
+            at,
+            Holders {
+                silent: 20,
+                ..Holders::default()
+            },
+        );
+        let blind = Sample {
+            holders: Reading::unavailable("no sock_diag"),
+            ..hogged.clone()
+        };
+        assert_eq!(kind(&blind), VerdictKind::Busy);
+        let later = Sample {
+            at: at + STALE_AFTER + Duration::from_millis(1),
+            ..hogged
+        };
+        assert_eq!(kind(&later), VerdictKind::Unknown);
+        let unlimited = Sample {
+            limit: Reading::exact(ProcessLimit::Unlimited, at),
+            ..calm(at)
+        };
+        assert_eq!(kind(&unlimited), VerdictKind::Unknown);
+    }
+
+    #[test]
+    fn clear_must_be_below_trip() {
+        assert!(Thresholds::new(0.7, 0.7).is_none());
+        assert!(Thresholds::new(1.1, 0.4).is_none());
+        assert!(Thresholds::new(0.7, 0.0).is_none());
+        assert!(Thresholds::new(f64::NAN, 0.4).is_none());
+    }
+
+    /// A signal in its worst state; the other ones stay calm.
+    fn one_bad_signal(at: Instant) -> impl Strategy<Value = Sample> {
+        prop_oneof![
+            (14u32..1000).prop_map(move |busy| Sample {
+                busy: Reading::exact(busy, at),
+                ..calm(at)
+            }),
+            (0u32..1000).prop_map(move |silent| Sample {
+                holders: Reading::exact(
+                    Holders {
+                        silent,
+                        ..Holders::default()
+                    },
+                    at
+                ),
+                ..calm(at)
+            }),
+            (1u32..100).prop_map(move |depth| Sample {
+                queue: Reading::exact(
+                    AcceptQueue {
+                        depth,
+                        limit: 100,
+                        high_water: depth
+                    },
+                    at
+                ),
+                ..calm(at)
+            }),
+            (1.0f64..1000.0).prop_map(move |rate| Sample {
+                early_disconnects_per_s: Reading::exact(rate, at),
+                ..calm(at)
+            }),
+            (0.0f64..60_000.0).prop_map(move |p99_ms| Sample {
+                greeting: Reading::exact(
+                    GreetingLatency {
+                        p50_ms: p99_ms,
+                        p99_ms,
+                        count: 9
+                    },
+                    at
+                ),
+                ..calm(at)
+            }),
+            (5u32..1000).prop_map(move |count| Sample {
+                processes: Reading::exact(count, at),
+                ..calm(at)
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn one_signal_alone_never_trips(sample in one_bad_signal(instant())) {
+            prop_assert_ne!(kind(&sample), VerdictKind::Hogged);
+        }
+
+        #[test]
+        fn the_verdict_depends_on_the_sample_alone(
+            silent in 0u32..30, active in 0u32..30, ungreeted in 0u32..30, server_owes in 0u32..30,
+        ) {
+            let sample = held(instant(), Holders { silent, active, ungreeted, server_owes });
+            prop_assert_eq!(judge(&sample), judge(&sample));
+        }
+
+        #[test]
+        fn hogged_needs_pressure_and_silence(
+            silent in 0u32..30, active in 0u32..30, ungreeted in 0u32..30, server_owes in 0u32..30,
+        ) {
+            let holders = Holders { silent, active, ungreeted, server_owes };
+            let verdict = judge(&held(instant(), holders));
+            if verdict.kind == VerdictKind::Hogged {
+                prop_assert!(holders.total() >= 14);
+                prop_assert!(silent * 2 >= holders.total());
+            }
+            if verdict.kind == VerdictKind::Calm {
+                prop_assert!(holders.total() < 8);
+            }
+        }
+    }
 }

@@ -2,6 +2,9 @@
 //!
 //! Nothing here judges. A source that could not be read says why; it never hands out a made-up 0 or an old number.
 
+pub mod connections;
+pub mod sock_diag;
+
 use std::time::Instant;
 
 /// One signal's value with its age and quality, or the reason why there is none.
@@ -24,11 +27,19 @@ pub enum Quality {
 
 impl<T> Reading<T> {
     pub fn exact(value: T, at: Instant) -> Self {
-        Self::Known { value, at, quality: Quality::Exact }
+        Self::Known {
+            value,
+            at,
+            quality: Quality::Exact,
+        }
     }
 
     pub fn sampled(value: T, at: Instant) -> Self {
-        Self::Known { value, at, quality: Quality::Sampled }
+        Self::Known {
+            value,
+            at,
+            quality: Quality::Sampled,
+        }
     }
 
     pub fn unavailable(reason: impl Into<String>) -> Self {
@@ -62,7 +73,11 @@ impl<T> Reading<T> {
 
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Reading<U> {
         match self {
-            Self::Known { value, at, quality } => Reading::Known { value: f(value), at, quality },
+            Self::Known { value, at, quality } => Reading::Known {
+                value: f(value),
+                at,
+                quality,
+            },
             Self::Unavailable(reason) => Reading::Unavailable(reason),
         }
     }

@@ -1,0 +1,314 @@
+//! The kernel's own socket table over netlink (sock_diag(7)): listening sockets with their accept queue, and the
+//! connections of one local port with who moved last.
+//!
+//! A [`SockDiag`] sees the network namespace in which its netlink socket was opened, for as long as it lives; so
+//! setns(2) is needed once a namespace and not once a look. Reads only.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_CLOSE_WAIT};
+use netlink_packet_sock_diag::inet::nlas::Nla;
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
+use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+/// The kernel answers a dump while we read it; it can only be late when the machine is stuck.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// One reply datagram of the kernel is at most 32 KiB (net/netlink/af_netlink.c, netlink_dump).
+const REPLY_BYTES: usize = 64 * 1024;
+
+/// A window into the socket table of one network namespace.
+#[derive(Debug)]
+pub struct SockDiag {
+    socket: Socket,
+    sequence: u32,
+    reply: Vec<u8>,
+}
+
+/// A listening TCP socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenSocket {
+    pub address: SocketAddr,
+    pub inode: u32,
+    /// Connections waiting for accept().
+    pub depth: u32,
+    /// The backlog in force, somaxconn applied.
+    pub backlog: u32,
+}
+
+/// A server-side connection that is ESTABLISHED or CLOSE_WAIT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// Unique to the socket for the life of the kernel.
+    pub cookie: [u8; 8],
+    /// A process has accepted it (the kernel gives an inode at accept); else it waits in the accept queue.
+    pub accepted: bool,
+    /// The client has sent its FIN.
+    pub client_closed: bool,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    /// Since the server sent data last; since the handshake when it never did.
+    pub since_sent: Duration,
+    /// Since the client sent data last; since the handshake when it never did.
+    pub since_received: Duration,
+}
+
+impl SockDiag {
+    /// Opens the window on our own network namespace.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        socket.bind_auto()?;
+        socket.connect(&NetlinkAddr::new(0, 0))?;
+        let limit = TimeVal::milliseconds(i64::try_from(ANSWER_WITHIN.as_millis()).unwrap_or(i64::MAX));
+        setsockopt(&socket, sockopt::ReceiveTimeout, &limit)?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+            reply: vec![0; REPLY_BYTES],
+        })
+    }
+
+    /// Opens the window on the namespace behind `path` (/proc/PID/ns/net). Needs CAP_SYS_ADMIN.
+    ///
+    /// A thread of its own enters the namespace and ends: no other thread of ours ever leaves home.
+    pub fn open_in(path: &Path) -> io::Result<Self> {
+        let namespace = std::fs::File::open(path)?;
+        let entered = thread::Builder::new().name("setns".into()).spawn(move || {
+            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            Self::open()
+        })?;
+        entered
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread that enters the namespace panicked")))
+    }
+
+    /// All listening TCP sockets, IPv4 and IPv6.
+    pub fn listeners(&mut self) -> io::Result<Vec<ListenSocket>> {
+        let mut found = Vec::new();
+        for family in [AF_INET, AF_INET6] {
+            self.dump(
+                family,
+                StateFlags::LISTEN,
+                ExtensionFlags::empty(),
+                0,
+                |response| {
+                    found.push(ListenSocket {
+                        address: local(response),
+                        inode: response.header.inode,
+                        depth: response.header.recv_queue,
+                        backlog: response.header.send_queue,
+                    });
+                },
+            )?;
+        }
+        Ok(found)
+    }
+
+    /// The connections whose local port is `port`, IPv4 and IPv6.
+    pub fn connections(&mut self, port: u16) -> io::Result<Vec<Connection>> {
+        let mut found = Vec::new();
+        for family in [AF_INET, AF_INET6] {
+            let states = StateFlags::ESTABLISHED | StateFlags::CLOSE_WAIT;
+            self.dump(family, states, ExtensionFlags::INFO, port, |response| {
+                found.extend(connection(response));
+            })?;
+        }
+        Ok(found)
+    }
+
+    fn dump(
+        &mut self,
+        family: u8,
+        states: StateFlags,
+        extensions: ExtensionFlags,
+        port: u16,
+        mut each: impl FnMut(&InetResponse),
+    ) -> io::Result<()> {
+        // The kernel skips sockets of other ports before it formats them (net/ipv4/inet_diag.c,
+        // inet_diag_dump_icsk: idiag_sport), so a busy proxy on the same host costs no copies.
+        let id = if family == AF_INET {
+            SocketId::new_v4()
+        } else {
+            SocketId::new_v6()
+        };
+        let request = InetRequest {
+            family,
+            protocol: IPPROTO_TCP,
+            extensions,
+            states,
+            socket_id: SocketId {
+                source_port: port,
+                ..id
+            },
+        };
+        self.send(NLM_F_REQUEST | NLM_F_DUMP, request)?;
+        loop {
+            let length = self.receive()?;
+            let mut offset = 0;
+            while offset < length {
+                let message = parse(&self.reply[offset..length])?;
+                // Messages are aligned to 4 bytes (NLMSG_ALIGN); a length of 0 would never end.
+                offset += (message.header.length as usize).max(16).next_multiple_of(4);
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => each(&response),
+                    NetlinkPayload::Done(_) => return Ok(()),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, flags: u16, request: InetRequest) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
+        message.header.flags = flags;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let mut bytes = vec![0; message.header.length as usize];
+        message.serialize(&mut bytes);
+        self.socket.send(&bytes, 0).map(drop)
+    }
+
+    fn receive(&mut self) -> io::Result<usize> {
+        let mut room = &mut self.reply[..];
+        let received = self.socket.recv(&mut room, 0)?;
+        if received > REPLY_BYTES {
+            return Err(io::Error::other(
+                "a sock_diag reply was longer than the kernel ever sends",
+            ));
+        }
+        Ok(received)
+    }
+}
+
+fn parse(bytes: &[u8]) -> io::Result<NetlinkMessage<SockDiagMessage>> {
+    NetlinkMessage::deserialize(bytes)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("sock_diag reply: {error}")))
+}
+
+fn local(response: &InetResponse) -> SocketAddr {
+    let id = &response.header.socket_id;
+    SocketAddr::new(id.source_address, id.source_port)
+}
+
+fn connection(response: &InetResponse) -> Option<Connection> {
+    let info = response.nlas.iter().find_map(|nla| match nla {
+        Nla::TcpInfo(info) => Some(info),
+        _ => None,
+    })?;
+    let header = &response.header;
+    let id = &header.socket_id;
+    Some(Connection {
+        local: local(response),
+        remote: SocketAddr::new(id.destination_address, id.destination_port),
+        cookie: id.cookie,
+        accepted: header.inode != 0,
+        client_closed: header.state == TCP_CLOSE_WAIT,
+        bytes_sent: info.bytes_sent,
+        bytes_received: info.bytes_received,
+        since_sent: Duration::from_millis(u64::from(info.last_data_sent)),
+        since_received: Duration::from_millis(u64::from(info.last_data_recv)),
+    })
+}
+
+/// Whether a connection with this local address came in through that listening socket.
+///
+/// The kernel prefers a socket bound to the very address over a wildcard one, so among several candidates the one
+/// that is not a wildcard owns the connection; see [`owner`].
+fn accepts(listener: SocketAddr, local: SocketAddr) -> bool {
+    listener.port() == local.port()
+        && (listener.ip() == local.ip()
+            || match (listener.ip(), local.ip()) {
+                (IpAddr::V4(any), IpAddr::V4(_)) => any == Ipv4Addr::UNSPECIFIED,
+                (IpAddr::V6(any), IpAddr::V6(_)) => any.is_unspecified(),
+                _ => false,
+            })
+}
+
+/// The listener among `listeners` that a connection with the local address `local` belongs to.
+pub fn owner(listeners: &[SocketAddr], local: SocketAddr) -> Option<SocketAddr> {
+    let candidates = || {
+        listeners
+            .iter()
+            .copied()
+            .filter(|listener| accepts(*listener, local))
+    };
+    candidates()
+        .find(|listener| !listener.ip().is_unspecified())
+        .or_else(|| candidates().next())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn queue_and_connections_agree_with_what_this_process_did() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut diag = SockDiag::open().unwrap();
+        let clients: Vec<_> = (0..3).map(|_| TcpStream::connect(address).unwrap()).collect();
+
+        let seen = diag.listeners().unwrap();
+        let ours = seen.iter().find(|socket| socket.address == address).unwrap();
+        assert_eq!(ours.depth, 3);
+
+        let (mut served, peer) = listener.accept().unwrap();
+        served.write_all(b"220 hello\r\n").unwrap();
+        let connections = diag.connections(address.port()).unwrap();
+        let server_side: Vec<_> = connections.iter().filter(|c| c.local == address).collect();
+        assert_eq!(server_side.len(), 3);
+        let accepted: Vec<_> = server_side.iter().filter(|c| c.accepted).collect();
+        assert_eq!(accepted.len(), 1);
+        assert_eq!(accepted[0].remote, peer);
+        assert_eq!(accepted[0].bytes_sent, 11);
+        drop(clients);
+    }
+
+    #[test]
+    fn a_client_that_gave_up_in_the_queue_is_seen_as_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(TcpStream::connect(address).unwrap());
+        let mut diag = SockDiag::open().unwrap();
+        let gone = diag.connections(address.port()).unwrap();
+        let gone: Vec<_> = gone.iter().filter(|c| c.local == address).collect();
+        assert_eq!(gone.len(), 1);
+        assert!(gone[0].client_closed && !gone[0].accepted);
+    }
+
+    #[test]
+    fn the_listener_bound_to_the_address_owns_it_before_the_wildcard() {
+        let any: SocketAddr = "0.0.0.0:25".parse().unwrap();
+        let one: SocketAddr = "192.0.2.1:25".parse().unwrap();
+        let v6: SocketAddr = "[::]:25".parse().unwrap();
+        assert_eq!(owner(&[any, one], one), Some(one));
+        assert_eq!(owner(&[any, one], "192.0.2.9:25".parse().unwrap()), Some(any));
+        assert_eq!(owner(&[any, v6], "[2001:db8::1]:25".parse().unwrap()), Some(v6));
+        assert_eq!(owner(&[any], "192.0.2.9:587".parse().unwrap()), None);
+    }
+
+    #[test]
+    fn a_dual_stack_listener_owns_its_mapped_clients() {
+        let v6: SocketAddr = "[::]:25".parse().unwrap();
+        assert_eq!(owner(&[v6], "[::ffff:192.0.2.9]:25".parse().unwrap()), Some(v6));
+    }
+}
