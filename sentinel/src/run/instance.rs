@@ -1,0 +1,324 @@
+//! One watched Postfix: what its configuration says, what its kernel side shows, and the services in it.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use procfs::process::{FDTarget, Process};
+
+use super::service::Service;
+use crate::config::Config;
+use crate::controller::Budget;
+use crate::postfix::main_cf::Settings;
+use crate::postfix::master_cf::MasterCf;
+use crate::postfix::processes::{Processes, Smtpd};
+use crate::postfix::services::watched;
+use crate::postfix::{Master, ServiceId, discovery, locks};
+use crate::probes::ListenerReading;
+use crate::signals::service::{ListenerLook, Look, Slots};
+use crate::signals::sock_diag::{ListenSocket, SockDiag, owner};
+use crate::signals::{ListenerId, Reading};
+
+/// How often the configuration files are looked at for changes of other hands.
+const CONFIGURATION_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a quiet service gets a full look: the walk over the established connections is what costs.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// From this share of the trip threshold on every tick is a full look. Busy slots cannot be more than processes, and
+/// those are counted at every tick for next to nothing.
+const LOOK_CLOSELY_FROM: f64 = 0.5;
+
+/// One running master and what is watched of it.
+#[derive(Debug)]
+pub struct Instance {
+    /// Names it in status, metrics and history: the configuration directory.
+    pub id: String,
+    pub master: Master,
+    pub version: Option<String>,
+    /// The reloads that it may still be asked for.
+    pub budget: Budget,
+    pub services: Vec<Service>,
+    /// Why nothing of it can be watched; empty when it can.
+    pub trouble: String,
+    processes: Processes,
+    sockets: Result<SockDiag, String>,
+    stamp: Stamp,
+    stamped_at: Option<Instant>,
+    looked_at: Option<Instant>,
+}
+
+/// What tells that a configuration file was changed or replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Stamp(Vec<Option<(u64, i64, i64, u64)>>);
+
+impl Stamp {
+    fn of(config_dir: &Path) -> Self {
+        let one = |name| {
+            let meta = fs::metadata(config_dir.join(name)).ok()?;
+            Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()))
+        };
+        Self(vec![one("master.cf"), one("main.cf")])
+    }
+}
+
+impl Instance {
+    pub fn new(master: Master, config: &Config) -> Self {
+        let sockets = open_sockets(&master);
+        Self {
+            id: master.config_dir.display().to_string(),
+            version: None,
+            budget: Budget::new(config.act.min_interval, config.act.max_reloads_per_hour),
+            services: Vec::new(),
+            trouble: String::new(),
+            processes: Processes::default(),
+            sockets,
+            stamp: Stamp::default(),
+            stamped_at: None,
+            looked_at: None,
+            master,
+        }
+    }
+
+    /// Postfix was restarted: the same configuration under another process. Decisions and edits live on.
+    pub fn replace_master(&mut self, master: Master) {
+        self.processes = Processes::default();
+        self.sockets = open_sockets(&master);
+        self.stamp = Stamp::default();
+        self.stamped_at = None;
+        self.master = master;
+    }
+
+    pub fn alive(&self) -> bool {
+        discovery::alive(&self.master)
+    }
+
+    pub fn master_cf(&self) -> PathBuf {
+        self.master.config_dir.join("master.cf")
+    }
+
+    /// Reads master.cf and main.cf again if they have changed since. `true` when they have.
+    pub fn refresh(&mut self, config: &Config, now: Instant) -> bool {
+        if self.stamped_at.is_some_and(|at| now.saturating_duration_since(at) < CONFIGURATION_EVERY) {
+            return false;
+        }
+        self.stamped_at = Some(now);
+        let stamp = Stamp::of(&self.master.config_dir);
+        if stamp == self.stamp {
+            return false;
+        }
+        self.stamp = stamp;
+        self.read_configuration(config);
+        true
+    }
+
+    fn read_configuration(&mut self, config: &Config) {
+        let path = self.master_cf();
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.trouble = format!("cannot read {}: {error}", path.display());
+                return;
+            }
+        };
+        self.trouble.clear();
+        let settings = Settings::read(&self.master);
+        self.version = settings.version.clone();
+        let mut known: HashMap<ServiceId, Service> =
+            self.services.drain(..).map(|service| (service.watched.id.clone(), service)).collect();
+        for entry in watched(&MasterCf::parse(&bytes), &settings, &config.watch.services) {
+            let service = match known.remove(&entry.id) {
+                Some(mut service) => {
+                    service.watched = entry;
+                    service
+                }
+                None => Service::new(entry, config),
+            };
+            self.services.push(service);
+        }
+        // An entry that is gone keeps its place while our edit may be on it: whoever removed it is told by the edit's
+        // own bookkeeping, not by forgetting.
+        self.services.extend(known.into_values().filter(Service::in_force));
+        if self.services.is_empty() {
+            self.trouble = format!("{} has no smtpd service that is to be watched", path.display());
+        }
+    }
+
+    /// Counts processes, and looks closely at the sockets where that says that it is worth it. `None`: nothing to
+    /// look at yet.
+    pub fn look(&mut self, config: &Config, now: Instant) -> Option<Vec<SocketsAndProcesses>> {
+        let smtpd = match self.processes.update(&self.master) {
+            Ok(smtpd) => Reading::exact(smtpd, now),
+            Err(error) => Reading::unavailable(format!("cannot list the processes of the master: {error}")),
+        };
+        let due = self.looked_at.is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY);
+        if !due && !self.worth_a_look(config, &smtpd) {
+            return None;
+        }
+        self.looked_at = Some(now);
+        let sockets = self.listening();
+        Some((0..self.services.len()).map(|index| self.look_at(index, &smtpd, &sockets, now)).collect())
+    }
+
+    fn worth_a_look(&self, config: &Config, smtpd: &Reading<Vec<Smtpd>>) -> bool {
+        let from = config.detect.thresholds.trip() * LOOK_CLOSELY_FROM;
+        self.services.iter().any(|service| {
+            let count = smtpd.value().map_or(0, |all| all.iter().filter(|one| one.service == service.watched.id).count());
+            service.in_force() || service.slots().is_some_and(|slots| count as f64 >= f64::from(slots) * from)
+        })
+    }
+
+    fn listening(&mut self) -> Result<Listening, String> {
+        let diag = self.sockets.as_mut().map_err(|reason| reason.clone())?;
+        let all = diag.listeners().map_err(|error| format!("sock_diag does not list the listening sockets: {error}"))?;
+        let owned = socket_inodes(self.master.pid)
+            .map_err(|error| format!("cannot list the sockets of master {}: {error}", self.master.pid))?;
+        Ok(Listening { all, owned })
+    }
+
+    fn look_at(
+        &mut self,
+        index: usize,
+        smtpd: &Reading<Vec<Smtpd>>,
+        sockets: &Result<Listening, String>,
+        now: Instant,
+    ) -> SocketsAndProcesses {
+        let watched = &self.services[index].watched;
+        let smtpd = smtpd
+            .clone()
+            .map(|all| all.into_iter().filter(|one| one.service == watched.id).collect::<Vec<_>>());
+        if watched.id.kind == "pass" {
+            let busy = match (&smtpd, locks::idle_by_lock(&self.master, &watched.id)) {
+                (Reading::Unavailable(reason), _) => Reading::unavailable(reason),
+                (_, Err(error)) => Reading::unavailable(format!("cannot tell idle smtpd by their lock: {error}")),
+                (Reading::Known { value, .. }, Ok(idle)) => {
+                    Reading::sampled(count(value.iter().filter(|one| !idle.contains(&one.pid))), now)
+                }
+            };
+            return SocketsAndProcesses {
+                smtpd,
+                slots: Slots::BusyByLock(busy),
+                listeners: Vec::new(),
+                no_listeners: "a pass service has no TCP listener; its connections come through postscreen".into(),
+            };
+        }
+        let port = crate::postfix::services::port(&watched.id);
+        let ours = match sockets {
+            Ok(listening) => listening.of(port),
+            Err(reason) => return SocketsAndProcesses::blind(smtpd, reason),
+        };
+        if ours.is_empty() {
+            return SocketsAndProcesses::blind(smtpd, "the master listens on no socket for this service");
+        }
+        let slots = self.connections(sockets, port, &ours, now);
+        SocketsAndProcesses { smtpd, slots: Slots::Connections(slots), listeners: ours, no_listeners: String::new() }
+    }
+
+    fn connections(
+        &mut self,
+        sockets: &Result<Listening, String>,
+        port: Option<u16>,
+        ours: &[ListenSocket],
+        now: Instant,
+    ) -> Reading<Vec<crate::signals::sock_diag::Connection>> {
+        let (Ok(listening), Ok(diag)) = (sockets, self.sockets.as_mut()) else {
+            return Reading::unavailable("sock_diag is not available");
+        };
+        // A wildcard listener does not own what came in through somebody else's socket on the very address.
+        let on_port: Vec<_> =
+            listening.all.iter().map(|socket| socket.address).filter(|a| Some(a.port()) == port).collect();
+        let our_addresses: HashSet<_> = ours.iter().map(|socket| socket.address).collect();
+        match diag.connections(&on_port) {
+            Ok(all) => {
+                let mine = all
+                    .into_iter()
+                    .filter(|one| owner(&on_port, one.local).is_some_and(|socket| our_addresses.contains(&socket)));
+                Reading::sampled(mine.collect(), now)
+            }
+            Err(error) => Reading::unavailable(format!("sock_diag does not list the connections: {error}")),
+        }
+    }
+
+    /// The readings of a look, with what the probes counted in.
+    pub fn combine(
+        &self,
+        index: usize,
+        found: SocketsAndProcesses,
+        probed: &HashMap<ListenerId, ListenerReading>,
+        now: Instant,
+    ) -> Look {
+        let listeners = found.listeners.into_iter().map(|socket| {
+            let id = ListenerId { netns: self.master.netns, address: socket.address };
+            ListenerLook { id, socket, probed: probed.get(&id).cloned() }
+        });
+        Look {
+            at: now,
+            limit: Reading::exact(self.services[index].watched.limit, now),
+            smtpd: found.smtpd,
+            slots: found.slots,
+            listeners: listeners.collect(),
+            no_listeners: found.no_listeners,
+        }
+    }
+}
+
+/// What one look found of one service, before the probes' counts are added.
+#[derive(Debug)]
+pub struct SocketsAndProcesses {
+    pub smtpd: Reading<Vec<Smtpd>>,
+    pub slots: Slots,
+    pub listeners: Vec<ListenSocket>,
+    pub no_listeners: String,
+}
+
+impl SocketsAndProcesses {
+    fn blind(smtpd: Reading<Vec<Smtpd>>, reason: &str) -> Self {
+        Self {
+            smtpd,
+            slots: Slots::Connections(Reading::unavailable(reason)),
+            listeners: Vec::new(),
+            no_listeners: reason.to_owned(),
+        }
+    }
+}
+
+/// The listening sockets of the master's network namespace, and which sockets are the master's.
+#[derive(Debug)]
+struct Listening {
+    all: Vec<ListenSocket>,
+    owned: HashSet<u64>,
+}
+
+impl Listening {
+    fn of(&self, port: Option<u16>) -> Vec<ListenSocket> {
+        let ours = |socket: &&ListenSocket| {
+            Some(socket.address.port()) == port && self.owned.contains(&u64::from(socket.inode))
+        };
+        self.all.iter().filter(ours).copied().collect()
+    }
+}
+
+fn open_sockets(master: &Master) -> Result<SockDiag, String> {
+    let own = fs::metadata("/proc/self/ns/net").map(|meta| meta.ino());
+    let opened = match own {
+        Ok(inode) if inode == u64::from(master.netns) => SockDiag::open(),
+        _ => SockDiag::open_in(Path::new(&format!("/proc/{}/ns/net", master.pid))),
+    };
+    opened.map_err(|error| format!("cannot open sock_diag in the network namespace of master {}: {error}", master.pid))
+}
+
+fn socket_inodes(pid: i32) -> Result<HashSet<u64>, procfs::ProcError> {
+    let mut inodes = HashSet::new();
+    for entry in Process::new(pid)?.fd()?.flatten() {
+        if let FDTarget::Socket(inode) = entry.target {
+            inodes.insert(inode);
+        }
+    }
+    Ok(inodes)
+}
+
+fn count(items: impl Iterator) -> u32 {
+    u32::try_from(items.count()).unwrap_or(u32::MAX)
+}

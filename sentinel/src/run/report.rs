@@ -1,0 +1,114 @@
+//! From what the daemon holds to what [`status`](crate::status) says of it.
+
+use std::collections::BTreeMap;
+
+use super::instance::Instance;
+use super::service::{Seen, Service};
+use crate::signals::service::ListenerLook;
+use crate::signals::{ProcessLimit, Reading};
+use crate::status;
+
+/// One instance, as it is now.
+pub fn instance(instance: &Instance, actionable: &Result<(), String>) -> status::Instance {
+    status::Instance {
+        id: instance.id.clone(),
+        config_dir: instance.master.config_dir.display().to_string(),
+        master_pid: instance.master.pid,
+        postfix_version: instance.version.clone(),
+        actionable: actionable.is_ok(),
+        reason: actionable.as_ref().err().cloned().unwrap_or_default(),
+        services: instance.services.iter().map(service).collect(),
+    }
+}
+
+fn service(service: &Service) -> status::Service {
+    let mut unavailable = BTreeMap::new();
+    let (verdict, listeners) = match &service.seen {
+        Some(seen) => (verdict(seen), seen.listeners.iter().map(listener).collect()),
+        None => (status::Verdict { kind: "unknown".into(), reasons: vec![NOT_YET.into()] }, Vec::new()),
+    };
+    let mut known = Known { seen: service.seen.as_ref(), unavailable: &mut unavailable };
+    let limit = known.of("limit", |seen| seen.sample.limit.clone());
+    let report = status::Service {
+        name: service.watched.id.name.clone(),
+        kind: service.watched.id.kind.clone(),
+        state: service.controller.state(),
+        actionable: service.watched.actionable.is_ok(),
+        reason: service.watched.actionable.as_ref().err().cloned().unwrap_or_default(),
+        pressure: service.seen.as_ref().and_then(|seen| seen.verdict.pressure),
+        busy: known.of("busy", |seen| seen.sample.busy.clone()),
+        processes: known.of("processes", |seen| seen.sample.processes.clone()),
+        limit: match limit {
+            Some(ProcessLimit::Of(limit)) => Some(limit),
+            Some(ProcessLimit::Unlimited) => {
+                known.missing("limit", "maxproc is 0: as many processes as there are clients");
+                None
+            }
+            None => None,
+        },
+        native_stress: known.of("native_stress", |seen| seen.sample.native_stress.clone()),
+        order: None,
+        accept_queue: known.of("accept_queue", |seen| seen.sample.queue.clone()).map(|queue| status::AcceptQueue {
+            depth: queue.depth,
+            limit: queue.limit,
+            high_water: queue.high_water,
+        }),
+        greeting_ms: known
+            .of("greeting_ms", |seen| seen.sample.greeting.clone())
+            .map(|greeting| status::GreetingMs { p50: greeting.p50_ms, p99: greeting.p99_ms }),
+        early_disconnects_per_s: known
+            .of("early_disconnects_per_s", |seen| seen.sample.early_disconnects_per_s.clone()),
+        verdict,
+        unavailable: BTreeMap::new(),
+        listeners,
+    };
+    if report.pressure.is_none() {
+        unavailable.insert("pressure".into(), report.verdict.reasons.first().cloned().unwrap_or_default());
+    }
+    status::Service { unavailable, ..report }
+}
+
+const NOT_YET: &str = "the first look has not been taken yet";
+
+/// Takes readings apart: the value goes into its field, the reason for none into `unavailable`.
+struct Known<'a> {
+    seen: Option<&'a Seen>,
+    unavailable: &'a mut BTreeMap<String, String>,
+}
+
+impl Known<'_> {
+    fn of<T: Clone>(&mut self, field: &str, reading: impl Fn(&Seen) -> Reading<T>) -> Option<T> {
+        match self.seen.map(reading) {
+            Some(Reading::Known { value, .. }) => Some(value),
+            Some(Reading::Unavailable(reason)) => {
+                self.missing(field, &reason);
+                None
+            }
+            None => {
+                self.missing(field, NOT_YET);
+                None
+            }
+        }
+    }
+
+    fn missing(&mut self, field: &str, reason: &str) {
+        self.unavailable.insert(field.to_owned(), reason.to_owned());
+    }
+}
+
+fn verdict(seen: &Seen) -> status::Verdict {
+    status::Verdict { kind: seen.verdict.kind.to_string(), reasons: seen.verdict.reasons.clone() }
+}
+
+fn listener(look: &ListenerLook) -> status::Listener {
+    let probed_peak = look.probed.as_ref().map(|probed| probed.high_water_60s);
+    status::Listener {
+        address: look.socket.address.to_string(),
+        accept_queue: Some(status::AcceptQueue {
+            depth: look.socket.depth,
+            limit: look.socket.backlog,
+            high_water: probed_peak.unwrap_or(0).max(look.socket.depth),
+        }),
+        counts: look.probed.as_ref().map(|probed| probed.counts.clone()),
+    }
+}
