@@ -3,7 +3,17 @@
 //! For any other target this is an empty program with the same modules in it, so that clippy can look at them:
 //! `cargo clippy -p sentinel-ebpf --features programs`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-#![expect(unsafe_code, reason = "a link section is an unsafe attribute")]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![expect(
+    unsafe_code,
+    reason = "BPF reads kernel memory and map values through raw pointers"
+)]
+
+mod greeting;
+mod maps;
+mod sock;
+mod sources;
+mod state;
 
 /// bpf_probe_read_kernel and the other tracing helpers are refused to programs that are not GPL-compatible.
 #[unsafe(link_section = "license")]
