@@ -3,6 +3,12 @@
 //! Reads only. The one file of Postfix that we ever change is master.cf, and that is done by [`crate::actuator`]
 //! with the bytes that [`edit`] makes.
 
+pub mod edit;
+pub mod endpoint;
+mod lines;
+pub mod master_cf;
+mod validate;
+
 use std::fmt;
 use std::path::PathBuf;
 

@@ -1,0 +1,292 @@
+//! The one change that we ever make to a master.cf: two lines under one entry, and the way back.
+//!
+//! ```text
+//! smtp      inet  n       -       y       -       -       smtpd
+//! # smtp-sentinel: stress mode for smtp/inet since 2026-11-22T01:20:33Z; the next line is ours; undo with: smtp-sentinel restore
+//!     -o stress=yes
+//! ```
+//!
+//! Bytes in, bytes out; writing them is the actuator's. What is not a pair of ours, exactly as written, is never
+//! touched: the comment line names the service and says that the next line is ours, so the two prove each other.
+
+use std::ops::Range;
+
+use jiff::Timestamp;
+
+use super::ServiceId;
+use super::endpoint::same_service;
+use super::lines::{self, Line};
+use super::master_cf::{Entry, MasterCf};
+
+/// How every comment of ours begins.
+const SIGNATURE: &str = "# smtp-sentinel: ";
+const BEFORE_SERVICE: &str = "# smtp-sentinel: stress mode for ";
+const BEFORE_TIME: &str = " since ";
+const AFTER_TIME: &str = "; the next line is ours; undo with: smtp-sentinel restore";
+const ARGUMENT: &str = "    -o stress=yes";
+
+/// Why an entry was left alone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EditError {
+    #[error("master.cf has no entry {0}; name a service that it has in [watch] services")]
+    NoSuchEntry(ServiceId),
+    #[error("{0} has its own \"-o stress={1}\" in master.cf, which is law; remove it there to let us decide")]
+    AdminStress(ServiceId, String),
+    #[error("{0} already has our \"-o stress=yes\"; nothing to add")]
+    AlreadyOurs(ServiceId),
+    #[error(
+        "an option added to {0} would not be read as one, or would change something else; correct the arguments of the entry in master.cf"
+    )]
+    WouldNotTake(ServiceId),
+}
+
+/// What [`remove`] took out and what it found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// The file without our lines.
+    pub bytes: Vec<u8>,
+    /// The services whose pair was taken out, in the order of the file.
+    pub removed: Vec<ServiceId>,
+    /// Traces of ours that somebody else has changed.
+    pub foreign: Vec<Foreign>,
+}
+
+/// A trace of ours that is not an intact pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreign {
+    /// Line number of the comment in the file as it was, from 1.
+    pub line: usize,
+    /// The service that the comment names; `None` when the comment itself was changed, and so was left standing.
+    pub service: Option<ServiceId>,
+}
+
+/// Puts our pair of lines after the last content line of the entry that counts for `id`. Anything else of the file
+/// stays as it is, byte for byte, and [`remove`] gives the very same file back.
+pub fn insert(bytes: &[u8], id: &ServiceId, added_at: Timestamp) -> Result<Vec<u8>, EditError> {
+    let file = MasterCf::parse(bytes);
+    let entry = file.find(id).ok_or_else(|| EditError::NoSuchEntry(id.clone()))?;
+    if let Some(value) = admin_stress(bytes, id).pop() {
+        return Err(EditError::AdminStress(
+            id.clone(),
+            String::from_utf8_lossy(&value).into_owned(),
+        ));
+    }
+    if !entry.overrides("stress").is_empty() {
+        return Err(EditError::AlreadyOurs(id.clone()));
+    }
+    let time = added_at.strftime("%Y-%m-%dT%H:%M:%SZ");
+    let comment = format!("{BEFORE_SERVICE}{}{BEFORE_TIME}{time}{AFTER_TIME}", entry.id);
+    let eol = line_ending(bytes, entry);
+    let span = entry.last_line;
+    let mut after = bytes[..span.end].to_vec();
+    // Where the entry ends the file without a line feed, the file afterwards has none at its end either: that is how
+    // remove() can tell, and give back the same bytes.
+    let pair = if span.content_end == span.end {
+        format!("{eol}{comment}{eol}{ARGUMENT}")
+    } else {
+        format!("{comment}{eol}{ARGUMENT}{eol}")
+    };
+    after.extend_from_slice(pair.as_bytes());
+    after.extend_from_slice(&bytes[span.end..]);
+    if takes_effect(&file, entry, &after) {
+        Ok(after)
+    } else {
+        Err(EditError::WouldNotTake(id.clone()))
+    }
+}
+
+/// Takes every pair of ours out.
+pub fn remove(bytes: &[u8]) -> Removal {
+    remove_where(bytes, |_| true)
+}
+
+/// Takes the pair of one service out; those of others stay, and so do changed traces.
+pub fn remove_of(bytes: &[u8], id: &ServiceId) -> Removal {
+    remove_where(bytes, |service| same_service(service, id))
+}
+
+/// The services that have an intact pair of ours, in the order of the file.
+pub fn ours(bytes: &[u8]) -> Vec<ServiceId> {
+    remove(bytes).removed
+}
+
+/// The values of `-o stress=` that are not ours in the entry that counts for `id`.
+pub fn admin_stress(bytes: &[u8], id: &ServiceId) -> Vec<Vec<u8>> {
+    let without_ours = remove(bytes).bytes;
+    let file = MasterCf::parse(&without_ours);
+    file.find(id)
+        .map(|e| e.overrides("stress").into_iter().map(<[u8]>::to_vec).collect())
+        .unwrap_or_default()
+}
+
+/// Whether `after` is `before` with one or more pairs of ours put in, and nothing else. Looks at the lines alone and
+/// shares nothing with [`insert`] but the words, so that it can guard against a mistake there.
+pub fn only_ours_differs(before: &[u8], after: &[u8]) -> bool {
+    let before: Vec<&[u8]> = before.split(|&b| b == b'\n').collect();
+    let after: Vec<&[u8]> = after.split(|&b| b == b'\n').collect();
+    let (mut b, mut a, mut pairs) = (0, 0, 0);
+    while a < after.len() {
+        let last_gains_cr = b + 1 == before.len() && after[a].strip_suffix(b"\r") == Some(before[b]);
+        if b < before.len() && before[b] == after[a] {
+            (b, a) = (b + 1, a + 1);
+        } else if a + 1 < after.len() && is_pair(after[a], after[a + 1]) {
+            (a, pairs) = (a + 2, pairs + 1);
+        } else if last_gains_cr && a + 3 == after.len() && is_pair(after[a + 1], after[a + 2]) {
+            // A file in CRLF whose last line had no ending at all: the CR belongs to the ending that it now has.
+            (b, a) = (b + 1, a + 1);
+        } else {
+            return false;
+        }
+    }
+    b == before.len() && pairs > 0
+}
+
+fn is_pair(comment: &[u8], argument: &[u8]) -> bool {
+    let plain = |line: &[u8]| String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line)).into_owned();
+    let comment = plain(comment);
+    plain(argument) == ARGUMENT
+        && comment.starts_with(BEFORE_SERVICE)
+        && comment.contains(BEFORE_TIME)
+        && comment.ends_with(AFTER_TIME)
+}
+
+/// The ending of the entry's last line. Where it has none, that of the line before it, so that the file keeps one
+/// style; a file of one line without an ending gets LF.
+fn line_ending(bytes: &[u8], entry: &Entry) -> &'static str {
+    let span = entry.last_line;
+    let ended = if span.content_end == span.end {
+        &bytes[..span.start]
+    } else {
+        &bytes[..span.end]
+    };
+    if ended.ends_with(b"\r\n") { "\r\n" } else { "\n" }
+}
+
+/// Whether the edited file says the same as before, but for one more `-o stress=yes` that the daemon will read: an
+/// unclosed brace, a dangling `-o`, a word that ends the options or a NUL would swallow it.
+fn takes_effect(before: &MasterCf<'_>, entry: &Entry, after: &[u8]) -> bool {
+    let after = MasterCf::parse(after);
+    let fields = |e: &Entry| Entry {
+        line: 0,
+        last_line: entry.last_line,
+        ..e.clone()
+    };
+    let pairs = before.entries().iter().zip(after.entries());
+    before.entries().len() == after.entries().len()
+        && pairs.into_iter().all(|(old, new)| {
+            let mut wanted = fields(old);
+            if std::ptr::eq(old, entry) {
+                wanted.args.extend([b"-o".to_vec(), b"stress=yes".to_vec()]);
+                return fields(new) == wanted && new.overrides("stress") == [b"yes"];
+            }
+            fields(new) == wanted
+        })
+}
+
+/// What a line of ours turned out to be.
+enum Trace {
+    /// Comment and argument line, untouched.
+    Pair(ServiceId),
+    /// Our comment, but what follows is not our argument line any more.
+    Orphan(ServiceId),
+    /// Begins like a comment of ours and goes on otherwise.
+    Changed,
+}
+
+fn remove_where(bytes: &[u8], wanted: impl Fn(&ServiceId) -> bool) -> Removal {
+    let lines: Vec<Line> = lines::physical(bytes).collect();
+    let mut removal = Removal {
+        bytes: Vec::with_capacity(bytes.len()),
+        removed: vec![],
+        foreign: vec![],
+    };
+    let mut kept_to = 0;
+    for (at, line) in lines.iter().enumerate() {
+        let Some(trace) = trace(bytes, &lines[at..]) else {
+            continue;
+        };
+        let cut = match trace {
+            Trace::Pair(service) if wanted(&service) => {
+                removal.removed.push(service);
+                pair_range(bytes, line, &lines[at + 1])
+            }
+            Trace::Orphan(service) if wanted(&service) => {
+                removal.foreign.push(Foreign {
+                    line: line.number,
+                    service: Some(service),
+                });
+                line.content.start..line.end
+            }
+            Trace::Changed => {
+                removal.foreign.push(Foreign {
+                    line: line.number,
+                    service: None,
+                });
+                continue;
+            }
+            Trace::Pair(_) | Trace::Orphan(_) => continue,
+        };
+        // Two pairs at the end of a file can both claim the line feed between them.
+        removal
+            .bytes
+            .extend_from_slice(&bytes[kept_to..cut.start.max(kept_to)]);
+        kept_to = cut.end;
+    }
+    removal.bytes.extend_from_slice(&bytes[kept_to..]);
+    removal
+}
+
+fn trace(bytes: &[u8], from: &[Line]) -> Option<Trace> {
+    let text = |line: &Line| {
+        let content = &bytes[line.content.clone()];
+        content.strip_suffix(b"\r").unwrap_or(content)
+    };
+    let comment = text(&from[0]);
+    if !comment.starts_with(SIGNATURE.as_bytes()) {
+        return None;
+    }
+    let Some(service) = std::str::from_utf8(comment).ok().and_then(service_of_comment) else {
+        return Some(Trace::Changed);
+    };
+    match from.get(1) {
+        Some(next) if text(next) == ARGUMENT.as_bytes() => Some(Trace::Pair(service)),
+        _ => Some(Trace::Orphan(service)),
+    }
+}
+
+/// The service that a comment of ours names; `None` unless the comment is as we write it.
+fn service_of_comment(comment: &str) -> Option<ServiceId> {
+    let middle = comment.strip_prefix(BEFORE_SERVICE)?.strip_suffix(AFTER_TIME)?;
+    let (service, time) = middle.rsplit_once(BEFORE_TIME)?;
+    time.parse::<Timestamp>().ok()?;
+    let (name, kind) = service.rsplit_once('/')?;
+    let token = |t: &str| !t.is_empty() && !t.contains([' ', '\t', '\r']);
+    (token(name) && token(kind)).then(|| ServiceId {
+        name: name.into(),
+        kind: kind.into(),
+    })
+}
+
+/// The bytes of a pair. One that ends the file without a line feed was put after a line that did so too: then the
+/// ending that precedes it is ours as well, and is of the kind that our comment line has.
+fn pair_range(bytes: &[u8], comment: &Line, argument: &Line) -> Range<usize> {
+    let mut start = comment.content.start;
+    if argument.content.end == argument.end {
+        let ours = if bytes[..comment.end].ends_with(b"\r\n") {
+            2
+        } else {
+            1
+        };
+        let there = match &bytes[..start] {
+            before if before.ends_with(b"\r\n") => 2,
+            before if before.ends_with(b"\n") => 1,
+            _ => 0,
+        };
+        start -= ours.min(there);
+    }
+    start..argument.end
+}
+
+#[cfg(test)]
+#[path = "edit_tests.rs"]
+mod tests;
