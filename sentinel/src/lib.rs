@@ -8,6 +8,7 @@ pub mod actuator;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod controller;
 pub mod detector;
 pub mod metrics;

@@ -1,11 +1,15 @@
 //! What `status --json` says: the contract of DESIGN.md, as types. Also what /api/v1/status serves and what the
 //! metrics are made of, so that the three cannot tell different stories.
 
+mod board;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::controller::State;
+
+pub use board::{Board, Counters, ReloadResult};
 
 /// The whole report.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -131,4 +135,146 @@ pub struct ListenerCounts {
     pub greeting_log2_us: Vec<u64>,
     /// Sum of all greeting latencies, microseconds.
     pub greeting_sum_us: u64,
+}
+
+impl Service {
+    /// `smtp/inet`: the name in labels and in text for people.
+    pub fn label(&self) -> String {
+        format!("{}/{}", self.name, self.kind)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A report with something of everything: a service under attack, one behind postscreen of which little is known,
+    /// and names that a hostile or careless administrator could give.
+    pub(crate) fn report() -> Report {
+        let queue = AcceptQueue {
+            depth: 17,
+            limit: 100,
+            high_water: 42,
+        };
+        let counts = ListenerCounts {
+            connections: 1234,
+            early_queued: 20,
+            early_before_greeting: 3,
+            greeting_log2_us: vec![0, 0, 5, 10, 0, 3, 0, 1],
+            greeting_sum_us: 700,
+        };
+        let smtp = Service {
+            name: "smtp".to_owned(),
+            kind: "inet".to_owned(),
+            state: State::Stressed,
+            actionable: true,
+            reason: String::new(),
+            pressure: Some(0.93),
+            busy: Some(93),
+            processes: Some(95),
+            limit: Some(100),
+            native_stress: Some(false),
+            order: None,
+            accept_queue: Some(queue),
+            greeting_ms: Some(GreetingMs {
+                p50: 1.5,
+                p99: 870.25,
+            }),
+            early_disconnects_per_s: Some(4.25),
+            verdict: Verdict {
+                kind: "hogged".to_owned(),
+                reasons: vec![
+                    "93 of 100 slots are busy".to_owned(),
+                    "80 clients are silent".to_owned(),
+                ],
+            },
+            unavailable: BTreeMap::new(),
+            listeners: vec![
+                Listener {
+                    address: "[::]:25".to_owned(),
+                    accept_queue: Some(queue),
+                    counts: Some(counts),
+                },
+                Listener {
+                    address: "192.0.2.1:2525".to_owned(),
+                    accept_queue: None,
+                    counts: None,
+                },
+            ],
+        };
+        let why = "the kernel has no counts for a listener behind postscreen".to_owned();
+        let smtpd = Service {
+            name: "smtpd".to_owned(),
+            kind: "pass".to_owned(),
+            state: State::Normal,
+            actionable: false,
+            reason: "main.cf:3: an administrator's own -o stress= is law".to_owned(),
+            pressure: None,
+            busy: None,
+            processes: Some(0),
+            limit: None,
+            native_stress: None,
+            order: None,
+            accept_queue: None,
+            greeting_ms: None,
+            early_disconnects_per_s: None,
+            verdict: Verdict {
+                kind: "unknown".to_owned(),
+                reasons: vec![],
+            },
+            unavailable: BTreeMap::from([("pressure".to_owned(), why.clone()), ("limit".to_owned(), why)]),
+            listeners: vec![],
+        };
+        let hostile = "/srv/a \"b\\c\"\n\u{1b}[31md} 1\r#é".to_owned();
+        let instance = |id: &str, services| Instance {
+            id: id.to_owned(),
+            config_dir: id.to_owned(),
+            master_pid: 4711,
+            postfix_version: Some("3.7.11".to_owned()),
+            actionable: true,
+            reason: String::new(),
+            services,
+        };
+        Report {
+            version: "0.1.0".to_owned(),
+            mode: Mode::Enforce,
+            probes: vec![
+                Probe {
+                    name: "accept_queue".to_owned(),
+                    state: ProbeState::Ok,
+                    reason: String::new(),
+                },
+                Probe {
+                    name: "greeting".to_owned(),
+                    state: ProbeState::Unsupported,
+                    reason: "no cgroup2 mount; greeting latency is not measured".to_owned(),
+                },
+            ],
+            instances: vec![
+                instance("/etc/postfix", vec![smtp.clone(), smtpd]),
+                instance(&hostile, vec![smtp]),
+            ],
+        }
+    }
+
+    /// The names are the contract of DESIGN.md; other people's scripts hang on them.
+    #[test]
+    fn the_json_has_the_names_that_were_promised() {
+        let json = serde_json::to_value(report()).unwrap();
+        let service = &json["instances"][0]["services"][0];
+        assert_eq!(json["mode"], "enforce");
+        assert_eq!(json["probes"][1]["state"], "unsupported");
+        assert_eq!(service["type"], "inet");
+        assert_eq!(service["state"], "stressed");
+        assert_eq!(service["override"], serde_json::Value::Null);
+        assert_eq!(service["accept_queue"]["high_water"], 42);
+        assert_eq!(service["greeting_ms"]["p99"], 870.25);
+        assert_eq!(service["verdict"]["kind"], "hogged");
+        assert_eq!(
+            json["instances"][0]["services"][1]["pressure"],
+            serde_json::Value::Null
+        );
+        let again: Report = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(serde_json::to_value(again).unwrap(), json);
+    }
 }

@@ -1,0 +1,355 @@
+//! The metric families of DESIGN.md, made of the board at scrape time.
+//!
+//! A value that is not known is absent: a 0 in its place would be a lie that alerts are built on. Labels come from
+//! bounded sets only (instances, services, listeners, probes), never from clients.
+
+use std::fmt::Error;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::exposition;
+use crate::controller::State;
+use crate::status::{
+    AcceptQueue, Board, Counters, ListenerCounts, ProbeState, ReloadResult, Report, Service,
+};
+
+/// Makes the text of /metrics.
+#[derive(Debug)]
+pub struct Exposition {
+    registry: Registry,
+}
+
+impl Exposition {
+    pub fn new(board: Arc<Board>) -> Self {
+        let mut registry = Registry::with_prefix("smtp_sentinel");
+        registry.register_collector(Box::new(Families { board }));
+        Self { registry }
+    }
+
+    /// OpenMetrics 1.0 text.
+    ///
+    /// # Errors
+    /// Only when the encoder itself fails; writing to a string does not.
+    pub fn openmetrics(&self) -> Result<String, Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// Prometheus text format 0.0.4, for scrapers that do not ask for OpenMetrics.
+    ///
+    /// # Errors
+    /// As [`Self::openmetrics`].
+    pub fn prometheus(&self) -> Result<String, Error> {
+        self.openmetrics().map(|text| exposition::to_prometheus(&text))
+    }
+}
+
+#[derive(Debug)]
+struct Families {
+    board: Arc<Board>,
+}
+
+impl Collector for Families {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let counters = self.board.counters();
+        let report = self.board.report();
+        build_info(&mut encoder)?;
+        actions(&mut encoder, &counters)?;
+        let Some(report) = report else { return Ok(()) };
+        probes(&mut encoder, &report)?;
+        let rows = Row::of(&report);
+        services(&mut encoder, &rows)?;
+        accept_queues(&mut encoder, &rows)?;
+        connections(&mut encoder, &rows)
+    }
+}
+
+fn build_info(encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+    let mut family = gauge(
+        encoder,
+        "build_info",
+        "Always 1; the version of smtp-sentinel is in the label",
+    )?;
+    value(&mut family, &[("version", env!("CARGO_PKG_VERSION"))], 1_u32)
+}
+
+/// What the sentinel did, and what the kernel dropped.
+fn actions(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<(), Error> {
+    let mut family = counter(
+        encoder,
+        "transitions",
+        "Changes of a service's state, by the state gone to",
+    )?;
+    for ((instance, service, to), n) in &counters.transitions {
+        let labels = [
+            ("instance", &**instance),
+            ("service", service),
+            ("to", state_name(*to)),
+        ];
+        total(&mut family, &labels, *n)?;
+    }
+    let mut family = counter(
+        encoder,
+        "reloads",
+        "Reloads of Postfix by the sentinel, by how they ended",
+    )?;
+    for ((instance, result), n) in &counters.reloads {
+        let result = match result {
+            ReloadResult::Done => "done",
+            ReloadResult::Failed => "failed",
+        };
+        total(&mut family, &[("instance", instance), ("result", result)], *n)?;
+    }
+    let help = "Connections that the kernel dropped at a full accept queue, of any listener in the network namespace \
+                of the instance";
+    let mut family = counter(encoder, "accept_overflows", help)?;
+    for (instance, n) in &counters.accept_overflows {
+        total(&mut family, &[("instance", instance)], *n)?;
+    }
+    Ok(())
+}
+
+fn probes(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Result<(), Error> {
+    let help = "1 when the probe works as it should; 0 when a lesser source stands in for it, or none";
+    let mut family = gauge(encoder, "probe_up", help)?;
+    for probe in &report.probes {
+        value(
+            &mut family,
+            &[("probe", &probe.name)],
+            u32::from(probe.state == ProbeState::Ok),
+        )?;
+    }
+    Ok(())
+}
+
+/// What there is one of for each service.
+fn services(encoder: &mut DescriptorEncoder<'_>, rows: &[Row<'_>]) -> Result<(), Error> {
+    let mut family = gauge(
+        encoder,
+        "pressure",
+        "Busy smtpd processes over the process limit, 0 to 1",
+    )?;
+    for row in rows {
+        optional(&mut family, &row.labels(), row.service.pressure)?;
+    }
+    let mut family = gauge(
+        encoder,
+        "processes",
+        "smtpd processes of the service, by what they are doing",
+    )?;
+    for row in rows {
+        optional(&mut family, &row.with("state", "busy"), row.service.busy)?;
+        // The two are read one after the other, so busy can be ahead of the process count for a moment.
+        let idle = row
+            .service
+            .processes
+            .zip(row.service.busy)
+            .map(|(all, busy)| all.saturating_sub(busy));
+        optional(&mut family, &row.with("state", "idle"), idle)?;
+    }
+    let mut family = gauge(
+        encoder,
+        "process_limit",
+        "maxproc of the service; absent when unlimited or not known",
+    )?;
+    for row in rows {
+        optional(&mut family, &row.labels(), row.service.limit)?;
+    }
+    let mut family = gauge(
+        encoder,
+        "state",
+        "1 for the state that the service is in, 0 for the others",
+    )?;
+    for row in rows {
+        for state in [State::Normal, State::Stressed, State::Recovering] {
+            let is = u32::from(row.service.state == state);
+            value(&mut family, &row.with("state", state_name(state)), is)?;
+        }
+    }
+    let help = "1 when the master's own stress mode is on for the service, 0 when not";
+    let mut family = gauge(encoder, "native_stress", help)?;
+    for row in rows {
+        optional(
+            &mut family,
+            &row.labels(),
+            row.service.native_stress.map(u32::from),
+        )?;
+    }
+    Ok(())
+}
+
+fn accept_queues(encoder: &mut DescriptorEncoder<'_>, rows: &[Row<'_>]) -> Result<(), Error> {
+    type Part = fn(&AcceptQueue) -> u32;
+    let families: [(&str, &str, Part); 3] = [
+        (
+            "accept_queue_depth",
+            "Connections that wait for accept",
+            |queue| queue.depth,
+        ),
+        (
+            "accept_queue_limit",
+            "Connections that may wait for accept: the backlog",
+            |queue| queue.limit,
+        ),
+        (
+            "accept_queue_high_water",
+            "The deepest that the accept queue was within the last minute",
+            |queue| queue.high_water,
+        ),
+    ];
+    for (name, help, part) in families {
+        let mut family = gauge(encoder, name, help)?;
+        for row in rows {
+            for listener in &row.service.listeners {
+                let depth = listener.accept_queue.as_ref().map(part);
+                optional(&mut family, &row.with("listener", &listener.address), depth)?;
+            }
+            // A pass service has no TCP listener of its own; should its Unix socket's queue be known, it counts.
+            if row.service.listeners.is_empty() {
+                optional(
+                    &mut family,
+                    &row.labels(),
+                    row.service.accept_queue.as_ref().map(part),
+                )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn connections(encoder: &mut DescriptorEncoder<'_>, rows: &[Row<'_>]) -> Result<(), Error> {
+    let counted = || {
+        rows.iter().flat_map(|row| {
+            let listeners = row.service.listeners.iter();
+            listeners.filter_map(move |one| Some((row.with("listener", &one.address), one.counts.as_ref()?)))
+        })
+    };
+    let mut family = counter(encoder, "connections", "TCP connections established")?;
+    for (labels, counts) in counted() {
+        total(&mut family, &labels, counts.connections)?;
+    }
+    let help =
+        "Clients that left before the greeting: while queued for accept, or accepted and not yet greeted";
+    let mut family = counter(encoder, "early_disconnects", help)?;
+    for ([instance, service, listener], counts) in counted() {
+        for (phase, n) in [
+            ("queued", counts.early_queued),
+            ("before_greeting", counts.early_before_greeting),
+        ] {
+            total(&mut family, &[instance, service, listener, ("phase", phase)], n)?;
+        }
+    }
+    let help = "From a connection established to the first byte of the greeting";
+    let mut family =
+        encoder.encode_descriptor("greeting", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    for (labels, counts) in counted() {
+        let (sum, count, buckets) = greeting_histogram(counts);
+        family
+            .encode_family(&&labels[..])?
+            .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+    }
+    Ok(())
+}
+
+/// Sum in seconds, count, and each bucket's own count with its upper bound in seconds.
+///
+/// Element i counts whole microseconds below 2^(i+1), so every bound is one of ours. The last element also holds
+/// whatever is longer, so its only bound is +Inf.
+fn greeting_histogram(counts: &ListenerCounts) -> (f64, u64, Vec<(f64, u64)>) {
+    const MICROS: f64 = 1e6;
+    let (last, bounded) = match counts.greeting_log2_us.split_last() {
+        Some((last, bounded)) => (*last, bounded),
+        None => (0, &[][..]),
+    };
+    let upper_bounds = (1_u8..).map(|i| f64::from(i).exp2() / MICROS);
+    let mut buckets: Vec<_> = upper_bounds.zip(bounded.iter().copied()).collect();
+    buckets.push((f64::INFINITY, last));
+    (
+        counts.greeting_sum_us as f64 / MICROS,
+        counts.greeting_log2_us.iter().sum(),
+        buckets,
+    )
+}
+
+/// A service with what its series are labelled by.
+struct Row<'a> {
+    instance: &'a str,
+    label: String,
+    service: &'a Service,
+}
+
+impl Row<'_> {
+    fn of(report: &Report) -> Vec<Row<'_>> {
+        let rows = report.instances.iter().flat_map(|instance| {
+            let services = instance.services.iter();
+            services.map(|service| Row {
+                instance: &instance.id,
+                label: service.label(),
+                service,
+            })
+        });
+        rows.collect()
+    }
+
+    fn labels(&self) -> [(&str, &str); 2] {
+        [("instance", self.instance), ("service", &self.label)]
+    }
+
+    fn with<'a>(&'a self, name: &'a str, value: &'a str) -> [(&'a str, &'a str); 3] {
+        let [instance, service] = self.labels();
+        [instance, service, (name, value)]
+    }
+}
+
+fn state_name(state: State) -> &'static str {
+    match state {
+        State::Normal => "normal",
+        State::Stressed => "stressed",
+        State::Recovering => "recovering",
+    }
+}
+
+fn gauge<'e>(
+    encoder: &'e mut DescriptorEncoder<'_>,
+    name: &'e str,
+    help: &str,
+) -> Result<MetricEncoder<'e>, Error> {
+    encoder.encode_descriptor(name, help, None, MetricType::Gauge)
+}
+
+/// `name` is without `_total`, which the encoder adds.
+fn counter<'e>(
+    encoder: &'e mut DescriptorEncoder<'_>,
+    name: &'e str,
+    help: &str,
+) -> Result<MetricEncoder<'e>, Error> {
+    encoder.encode_descriptor(name, help, None, MetricType::Counter)
+}
+
+fn value(
+    family: &mut MetricEncoder<'_>,
+    labels: &[(&str, &str)],
+    v: impl EncodeGaugeValue,
+) -> Result<(), Error> {
+    family.encode_family(&labels)?.encode_gauge(&v)
+}
+
+/// No value, no series.
+fn optional(
+    family: &mut MetricEncoder<'_>,
+    labels: &[(&str, &str)],
+    v: Option<impl EncodeGaugeValue>,
+) -> Result<(), Error> {
+    v.map_or(Ok(()), |v| value(family, labels, v))
+}
+
+fn total(family: &mut MetricEncoder<'_>, labels: &[(&str, &str)], n: u64) -> Result<(), Error> {
+    family
+        .encode_family(&labels)?
+        .encode_counter::<NoLabelSet, u64, f64>(&n, None)
+}
