@@ -16,5 +16,8 @@ pub struct Now {
 /// Reads both clocks.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that may")]
 pub fn now() -> Now {
-    Now { mono: Instant::now(), wall: Timestamp::now() }
+    Now {
+        mono: Instant::now(),
+        wall: Timestamp::now(),
+    }
 }
