@@ -1,1 +1,71 @@
-fn main() {}
+//! `cargo xtask`: set-up, build, test and demo. It orders other tools about and knows nothing of the daemon's insides.
+
+mod demo;
+mod packages;
+mod setup;
+mod shell;
+mod tally;
+mod test;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Set-up, build, test and demo of SMTP Sentinel")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what is missing, and only that: Postfix (not configured, not started), the BPF toolchain, iproute2, promtool
+    Setup {
+        /// Only say what is missing; exit code 1 when something is
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build the daemon
+    Build {
+        /// Optimized, as it is installed
+        #[arg(long)]
+        release: bool,
+    },
+    /// Set up, then run every check and every test
+    Test {
+        /// Run only the tests whose name contains this, and no other check
+        #[arg(long)]
+        filter: Option<String>,
+    },
+    /// Set up, then show the main job: calm, flood, trip, clear, on a real Postfix in network namespaces
+    Demo,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().task {
+        Task::Setup { check: true } => setup::check(),
+        Task::Setup { check: false } => setup::run(),
+        Task::Build { release } => build(release),
+        Task::Test { filter } => test::run(filter.as_deref()),
+        Task::Demo => demo::run(),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build(release: bool) -> anyhow::Result<ExitCode> {
+    setup::run()?;
+    let mut cargo = shell::cargo(&["build", "--package", "smtp-sentinel"]);
+    if release {
+        cargo.arg("--release");
+    }
+    shell::run(&mut cargo)?;
+    Ok(ExitCode::SUCCESS)
+}

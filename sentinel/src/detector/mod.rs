@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::config::Thresholds;
 use crate::signals::{ProcessLimit, Reading, Sample};
 
 /// A reading older than this decides nothing: a daemon that was stopped, or starved of CPU, must not act on the past.
@@ -69,28 +70,6 @@ impl fmt::Display for VerdictKind {
     }
 }
 
-/// Where to trip and where to clear, as shares of maxproc.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Thresholds {
-    trip: f64,
-    clear: f64,
-}
-
-impl Thresholds {
-    /// `None` unless 0 < clear < trip <= 1: with both in one place the state would flap on every session.
-    pub fn new(trip: f64, clear: f64) -> Option<Self> {
-        (clear > 0.0 && clear < trip && trip <= 1.0).then_some(Self { trip, clear })
-    }
-
-    pub fn trip(&self) -> f64 {
-        self.trip
-    }
-
-    pub fn clear(&self) -> f64 {
-        self.clear
-    }
-}
-
 /// Judges the samples of one service, one after the other.
 #[derive(Debug)]
 pub struct Detector {
@@ -128,9 +107,9 @@ impl Detector {
         let settled = self.settle(pressure, sample.at);
         let mut reasons = vec![format!("{busy} of {limit} smtpd slots are busy")];
         let mut kind = VerdictKind::Busy;
-        if pressure >= self.thresholds.trip {
+        if pressure >= self.thresholds.trip() {
             kind = cause(sample, &mut reasons);
-        } else if settled < self.thresholds.clear && !standing {
+        } else if settled < self.thresholds.clear() && !standing {
             kind = VerdictKind::Calm;
         }
         if let Some(queue) = sample
@@ -440,14 +419,6 @@ pub(crate) mod tests {
             ..calm(at)
         };
         assert_eq!(kind(&unlimited), VerdictKind::Unknown);
-    }
-
-    #[test]
-    fn clear_must_be_below_trip() {
-        assert!(Thresholds::new(0.7, 0.7).is_none());
-        assert!(Thresholds::new(1.1, 0.4).is_none());
-        assert!(Thresholds::new(0.7, 0.0).is_none());
-        assert!(Thresholds::new(f64::NAN, 0.4).is_none());
     }
 
     /// A signal in its worst state; the other ones stay calm.
