@@ -1,1 +1,308 @@
+//! The probes: loads the BPF programs of `sentinel-ebpf`, tells them which listeners to count, and reads the counts.
+//!
+//! Owns the programs, their maps and their health. Starting never fails: what the kernel or the capabilities do not
+//! give is said in [`Probes::health`], and the daemon runs on sock_diag alone. Nothing here judges a number, and none is
+//! made up: what is not counted is absent.
+//!
+//! The programs are detached when [`Probes`] is dropped.
 
+use std::collections::HashMap;
+use std::time::Instant;
+
+use crate::signals::{AcceptQueue, ListenerId};
+use crate::status::{ListenerCounts, Probe, ProbeState};
+
+mod capabilities;
+mod error;
+mod high_water;
+mod kernel;
+mod log;
+mod offsets;
+mod quantile;
+mod self_test;
+mod slots;
+mod sources;
+mod watched;
+
+pub use capabilities::Capabilities;
+pub use error::Error;
+pub use quantile::quantile_ms;
+pub use sources::{SourcePrefix, Sources};
+
+use high_water::Epochs;
+use kernel::Kernel;
+use slots::Slots;
+use watched::Watched;
+
+/// The running probes, or what is left of them.
+pub struct Probes {
+    /// None without BPF.
+    kernel: Option<Kernel>,
+    log: Option<log::Drain>,
+    /// In the order of the probes' names below.
+    health: [Probe; 4],
+    /// Health of "state" as it was when the probes started; [`Probes::watch`] may have something to add to it.
+    state_at_start: Probe,
+    /// Whether the self-test has shown that a new connection carries its listener's queue.
+    sees_queue: bool,
+    watched: HashMap<ListenerId, Watched>,
+    slots: Slots,
+    /// None until the first reading brings a time.
+    epochs: Option<Epochs>,
+}
+
+/// Connections, early disconnects, sources: raw tracepoint inet_sock_set_state.
+const STATE: usize = 0;
+/// Greeting latency: sock_ops.
+const GREETING: usize = 1;
+/// The accept queue's exact depth; rests on "state" and on the self-test.
+const DEPTH: usize = 2;
+/// Warnings of the BPF programs.
+const LOG: usize = 3;
+
+/// What has been counted of one listener.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ListenerReading {
+    /// Since the listener has been watched. Never goes down.
+    pub counts: ListenerCounts,
+    /// `depth` and `limit` as they were right after the last arrival (sock_diag has the present depth), `high_water`
+    /// over the last minute: the deepest that any arrival made the queue, exactly. None before the first arrival, and
+    /// where the self-test failed.
+    pub queue: Option<AcceptQueue>,
+    /// Arrivals that filled the queue, so that the kernel would drop the next one.
+    pub filled: u64,
+    /// Connections that SOCK_DESTROY closed.
+    pub destroyed: u64,
+    /// Greetings without a latency, because they were sent more than once.
+    pub greetings_unsure: u64,
+}
+
+impl Probes {
+    /// Loads and attaches what can be, and tries it on a listener of its own (well under 100 ms in all, plus the time
+    /// that reading the kernel's BTF takes).
+    pub fn start() -> Self {
+        let capabilities = Capabilities::of_this_process();
+        match Kernel::load(&capabilities) {
+            Ok(kernel) => Self::with(kernel, &capabilities),
+            Err(error) => Self::without(error.state(), &error.to_string()),
+        }
+    }
+
+    /// No BPF at all, for tests and for those who forbid it; `reason` is what health says.
+    pub fn disabled(reason: &str) -> Self {
+        Self::without(ProbeState::Unsupported, reason)
+    }
+
+    /// Health of each probe: "state", "greeting", "depth" and "log".
+    pub fn health(&self) -> &[Probe] {
+        &self.health
+    }
+
+    /// Makes `listeners` the ones that are counted: new ones begin at zero, missing ones are forgotten, the rest goes on.
+    /// Those beyond what the maps hold are left out, and health says so.
+    pub fn watch(&mut self, listeners: &[ListenerId]) {
+        let Some(kernel) = &mut self.kernel else { return };
+        let mut failure = None;
+
+        let gone: Vec<ListenerId> = self
+            .watched
+            .keys()
+            .filter(|id| !listeners.contains(id))
+            .copied()
+            .collect();
+        for listener in gone {
+            // A slot whose key could not be taken away is not given to another: its counts would be mixed.
+            match kernel.unwatch(&listener) {
+                Ok(()) => self
+                    .watched
+                    .remove(&listener)
+                    .into_iter()
+                    .for_each(|old| self.slots.free(old.slot())),
+                Err(error) => failure = Some(error),
+            }
+        }
+        let mut left_out = 0_usize;
+        for listener in listeners {
+            if self.watched.contains_key(listener) {
+                continue;
+            }
+            let Some(slot) = self.slots.take() else {
+                left_out += 1;
+                continue;
+            };
+            match kernel.watch(listener, slot) {
+                Ok(()) => drop(self.watched.insert(*listener, Watched::new(slot))),
+                Err(error) => {
+                    self.slots.free(slot);
+                    failure = Some(error);
+                }
+            }
+        }
+        if let Err(error) = kernel.set_ports(self.watched.keys().map(|listener| listener.address.port())) {
+            failure = Some(error);
+        }
+
+        let mut state = self.state_at_start.clone();
+        if let Some(error) = failure {
+            state.state = ProbeState::Broken;
+            state.reason = format!("not every listener is counted: {error}");
+        } else if left_out > 0 {
+            state.state = ProbeState::Fallback;
+            state.reason = format!(
+                "{left_out} listeners are not counted: there is room for {}",
+                Slots::COUNT
+            );
+        }
+        self.health[STATE] = state;
+    }
+
+    /// The counts of every watched listener. Costs one system call a listener. Carries the warnings of the BPF programs
+    /// into [`tracing`] on the way.
+    pub fn read(&mut self, now: Instant) -> HashMap<ListenerId, ListenerReading> {
+        if let Some(log) = &mut self.log {
+            log.drain();
+        }
+        let Some(kernel) = &mut self.kernel else {
+            return HashMap::new();
+        };
+        let epochs = self.epochs.get_or_insert_with(|| Epochs::new(now));
+        let oldest = epochs.oldest_within_a_minute(now);
+        let mut readings = HashMap::with_capacity(self.watched.len());
+        for (listener, watched) in &mut self.watched {
+            match kernel.stats(watched.slot()) {
+                Ok(stats) => drop(readings.insert(*listener, watched.read(&stats, oldest, self.sees_queue))),
+                Err(error) => {
+                    tracing::warn!(listener = %listener.address, %error, "cannot read the counts of a listener")
+                }
+            }
+        }
+        // After the reading: what it has not seen of the old epoch, the programs keep through the next one.
+        if let Some(epoch) = epochs.next_if_due(now)
+            && let Err(error) = kernel.set_epoch(epoch)
+        {
+            tracing::warn!(%error, "cannot begin a new epoch; high-water marks reach further back than a minute");
+        }
+        readings
+    }
+
+    /// The `top` source prefixes with the most early disconnects, then connections, over all listeners that are or were
+    /// watched. Walks whole maps, up to some ten thousand system calls: for a person's question, not for every tick.
+    pub fn sources(&self, top: usize) -> Sources {
+        let Some(kernel) = &self.kernel else {
+            return Sources::default();
+        };
+        kernel.sources(top).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read the source prefixes");
+            Sources::default()
+        })
+    }
+
+    fn with(mut kernel: Kernel, capabilities: &Capabilities) -> Self {
+        let (log, log_health) = match kernel.take_log() {
+            Ok(log) => (Some(log), ok("log")),
+            Err(error) => (
+                None,
+                broken(
+                    "log",
+                    error.state(),
+                    format!("{error}; BPF warnings are not seen"),
+                ),
+            ),
+        };
+        if let Err(error) = kernel.attach_state() {
+            return Self::without(error.state(), &error.to_string());
+        }
+        let greeting = match kernel.attach_greeting(capabilities) {
+            Ok(None) => ok("greeting"),
+            Ok(Some(limitation)) => broken("greeting", ProbeState::Fallback, limitation),
+            Err(error) => broken(
+                "greeting",
+                error.state(),
+                format!("{error}; greeting latency is unknown"),
+            ),
+        };
+        let mut slots = Slots::new();
+        let depth = match self_test::run(&mut kernel, &mut slots) {
+            Ok(()) => ok("depth"),
+            Err(failure) => broken(
+                "depth",
+                ProbeState::Fallback,
+                format!("self-test: {failure}; {POLLING}"),
+            ),
+        };
+
+        Self {
+            kernel: Some(kernel),
+            log,
+            sees_queue: depth.state == ProbeState::Ok,
+            health: [ok("state"), greeting, depth, log_health],
+            state_at_start: ok("state"),
+            watched: HashMap::new(),
+            slots,
+            epochs: None,
+        }
+    }
+
+    fn without(state: ProbeState, reason: &str) -> Self {
+        let mut health =
+            ["state", "greeting", "depth", "log"].map(|name| broken(name, state, reason.to_owned()));
+        health[STATE].reason = format!("{reason}; early disconnects are not counted");
+        health[GREETING].reason = format!("{reason}; greeting latency is unknown");
+        health[DEPTH] = broken("depth", ProbeState::Fallback, format!("{reason}; {POLLING}"));
+        health[LOG].state = ProbeState::Unsupported;
+        Self {
+            kernel: None,
+            log: None,
+            state_at_start: health[STATE].clone(),
+            health,
+            sees_queue: false,
+            watched: HashMap::new(),
+            slots: Slots::new(),
+            epochs: None,
+        }
+    }
+}
+
+const POLLING: &str = "the accept queue is polled by sock_diag, and peaks between two looks are missed";
+
+fn ok(name: &str) -> Probe {
+    Probe {
+        name: name.to_owned(),
+        state: ProbeState::Ok,
+        reason: String::new(),
+    }
+}
+
+fn broken(name: &str, state: ProbeState, reason: String) -> Probe {
+    Probe {
+        name: name.to_owned(),
+        state,
+        reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disabled_probes_read_nothing_and_say_why() {
+        let mut probes = Probes::disabled("switched off for a test");
+        let listener = ListenerId {
+            netns: 1,
+            address: "127.0.0.1:25".parse().unwrap(),
+        };
+        probes.watch(&[listener]);
+        assert!(probes.read(crate::clock::now().mono).is_empty());
+        assert_eq!(probes.sources(10), Sources::default());
+        let names: Vec<&str> = probes.health().iter().map(|probe| probe.name.as_str()).collect();
+        assert_eq!(names, ["state", "greeting", "depth", "log"]);
+        assert!(
+            probes
+                .health()
+                .iter()
+                .all(|probe| probe.reason.starts_with("switched off for a test"))
+        );
+        assert_eq!(probes.health()[DEPTH].state, ProbeState::Fallback);
+    }
+}

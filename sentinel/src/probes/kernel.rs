@@ -1,0 +1,215 @@
+//! The loaded object: its programs, and its maps as typed doors.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::programs::{CgroupAttachMode, ProgramError, RawTracePoint, SockOps};
+use aya::{Ebpf, EbpfLoader};
+use sentinel_ebpf::{AF_INET, AF_INET6, ListenerKey, ListenerStats, PORT_WORDS, SlotId};
+
+use super::capabilities::{Capabilities, Capability};
+use super::error::Error;
+use super::log::Drain;
+use super::offsets;
+use super::sources::{SourceMaps, Sources};
+use crate::signals::ListenerId;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sentinel-ebpf"));
+
+/// Dropping it detaches the programs.
+pub(super) struct Kernel {
+    ebpf: Ebpf,
+    watched: HashMap<MapData, ListenerKey, SlotId>,
+    ports: Array<MapData, u64>,
+    stats: PerCpuArray<MapData, ListenerStats>,
+    epoch: Array<MapData, u32>,
+    sources: SourceMaps,
+    /// What `ports` says, so that only words that change are written.
+    watched_ports: BTreeSet<u16>,
+}
+
+impl Kernel {
+    /// Makes the maps and reads the kernel's layout; nothing runs yet.
+    pub(super) fn load(capabilities: &Capabilities) -> Result<Self, Error> {
+        if let Some(missing) = capabilities.missing(&[Capability::Bpf, Capability::Perfmon]) {
+            return Err(Error::Capability { missing });
+        }
+        let offsets = offsets::of_running_kernel()?;
+        // No BTF of the kernel for aya: there are no CO-RE relocations to do, and parsing it takes a while.
+        let mut ebpf = EbpfLoader::new()
+            .btf(None)
+            .override_global("OFFSETS", &offsets, true)
+            .load(OBJECT)?;
+        Ok(Self {
+            watched: take(&mut ebpf, "WATCHED")?,
+            ports: take(&mut ebpf, "PORTS")?,
+            stats: take(&mut ebpf, "STATS")?,
+            epoch: take(&mut ebpf, "EPOCH")?,
+            sources: SourceMaps {
+                v4_host: take(&mut ebpf, "SOURCES_V4_HOST")?,
+                v4_net: take(&mut ebpf, "SOURCES_V4_NET")?,
+                v6_net: take(&mut ebpf, "SOURCES_V6_NET")?,
+                inserts: take(&mut ebpf, "SOURCE_INSERTS")?,
+            },
+            watched_ports: BTreeSet::new(),
+            ebpf,
+        })
+    }
+
+    /// Before the programs are attached.
+    pub(super) fn take_log(&mut self) -> Result<Drain, Error> {
+        Drain::new(&mut self.ebpf).map_err(|error| Error::Object {
+            reason: error.to_string(),
+        })
+    }
+
+    pub(super) fn attach_state(&mut self) -> Result<(), Error> {
+        let program: &mut RawTracePoint = program(&mut self.ebpf, "state")?;
+        program.load()?;
+        program.attach("inet_sock_set_state")?;
+        Ok(())
+    }
+
+    /// Says what it does not see, if anything.
+    pub(super) fn attach_greeting(&mut self, capabilities: &Capabilities) -> Result<Option<String>, Error> {
+        if let Some(missing) = capabilities.missing(&[Capability::NetAdmin]) {
+            return Err(Error::Capability { missing });
+        }
+        let path = cgroup2_mount()?;
+        let cgroup = File::open(&path).map_err(|source| Error::Cgroup2 {
+            path: path.clone(),
+            source,
+        })?;
+        let program: &mut SockOps = program(&mut self.ebpf, "greeting")?;
+        program.load()?;
+        // A BPF link takes no flags (AllowMultiple is EINVAL), and stands beside other programs by itself.
+        program.attach(cgroup, CgroupAttachMode::Single)?;
+        Ok(is_below_root(&path).then(|| {
+            format!(
+                "{} is not the root of cgroup2: greetings of processes outside of it are not seen",
+                path.display()
+            )
+        }))
+    }
+
+    /// Counts the listener in the slot, from zero.
+    pub(super) fn watch(&mut self, listener: &ListenerId, slot: SlotId) -> Result<(), Error> {
+        let cpus = self.stats.get(&slot.index(), 0)?.len();
+        let zeroes =
+            PerCpuValues::try_from(vec![ListenerStats::new(slot); cpus]).map_err(MapError::IoError)?;
+        self.stats.set(slot.index(), zeroes, 0)?;
+        self.watched.insert(key(listener), slot, 0)?;
+        Ok(())
+    }
+
+    pub(super) fn unwatch(&mut self, listener: &ListenerId) -> Result<(), Error> {
+        Ok(self.watched.remove(&key(listener))?)
+    }
+
+    /// Makes `ports` the ones whose connections are looked at.
+    pub(super) fn set_ports(&mut self, ports: impl Iterator<Item = u16>) -> Result<(), Error> {
+        let wanted: BTreeSet<u16> = ports.collect();
+        let changed: BTreeSet<u32> = wanted
+            .symmetric_difference(&self.watched_ports)
+            .map(|port| u32::from(*port) / u64::BITS)
+            .collect();
+        for word in changed.into_iter().filter(|word| *word < PORT_WORDS) {
+            let bits = wanted
+                .iter()
+                .filter(|port| u32::from(**port) / u64::BITS == word)
+                .fold(0_u64, |bits, port| bits | 1 << (u32::from(*port) % u64::BITS));
+            self.ports.set(word, bits, 0)?;
+        }
+        self.watched_ports = wanted;
+        Ok(())
+    }
+
+    /// The counts of a slot, one element a CPU.
+    pub(super) fn stats(&self, slot: SlotId) -> Result<PerCpuValues<ListenerStats>, Error> {
+        Ok(self.stats.get(&slot.index(), 0)?)
+    }
+
+    pub(super) fn set_epoch(&mut self, epoch: u32) -> Result<(), Error> {
+        Ok(self.epoch.set(0, epoch, 0)?)
+    }
+
+    pub(super) fn sources(&self, top: usize) -> Result<Sources, Error> {
+        Ok(self.sources.read(top)?)
+    }
+
+    pub(super) fn forget_sources(&mut self) -> Result<(), Error> {
+        Ok(self.sources.clear()?)
+    }
+}
+
+fn take<M>(ebpf: &mut Ebpf, name: &str) -> Result<M, Error>
+where
+    M: TryFrom<aya::maps::Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or_else(|| Error::Object {
+        reason: format!("no map {name}"),
+    })?;
+    Ok(map.try_into()?)
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Error>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or_else(|| Error::Object {
+        reason: format!("no program {name}"),
+    })?;
+    Ok(program.try_into()?)
+}
+
+fn key(listener: &ListenerId) -> ListenerKey {
+    let (family, address) = match listener.address {
+        SocketAddr::V4(v4) => (AF_INET, [u32::from_ne_bytes(v4.ip().octets()), 0, 0, 0]),
+        SocketAddr::V6(v6) => {
+            let mut words = [0; 4];
+            for (word, octets) in words.iter_mut().zip(v6.ip().octets().chunks_exact(4)) {
+                *word = u32::from_ne_bytes([octets[0], octets[1], octets[2], octets[3]]);
+            }
+            (AF_INET6, words)
+        }
+    };
+    ListenerKey {
+        netns: listener.netns,
+        port: listener.address.port(),
+        family,
+        address,
+    }
+}
+
+/// The listener at `address` in the network namespace of the calling thread.
+pub(super) fn listener_here(ip: IpAddr, port: u16) -> io::Result<ListenerId> {
+    let inode = fs::metadata("/proc/thread-self/ns/net")?.ino();
+    let netns = u32::try_from(inode).map_err(io::Error::other)?;
+    Ok(ListenerId {
+        netns,
+        address: SocketAddr::new(ip, port),
+    })
+}
+
+/// Where cgroup2 is mounted: alone, or beside version 1 (/sys/fs/cgroup/unified).
+fn cgroup2_mount() -> Result<PathBuf, Error> {
+    procfs::process::Process::myself()
+        .and_then(|process| process.mountinfo())
+        .ok()
+        .into_iter()
+        .flatten()
+        // A bind mount of a part of the tree is listed too.
+        .find(|mount| mount.fs_type == "cgroup2" && mount.root == "/")
+        .map(|mount| mount.mount_point)
+        .ok_or(Error::NoCgroup2)
+}
+
+/// In a cgroup namespace the mount's root looks like the root and is not; only the real one has no cgroup.events.
+fn is_below_root(cgroup: &Path) -> bool {
+    cgroup.join("cgroup.events").exists()
+}
