@@ -14,5 +14,6 @@ pub mod detector;
 pub mod metrics;
 pub mod postfix;
 pub mod probes;
+pub mod run;
 pub mod signals;
 pub mod status;

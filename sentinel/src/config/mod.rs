@@ -49,6 +49,14 @@ pub struct Watch {
     pub ports: Vec<u16>,
 }
 
+impl Watch {
+    /// Both lists as names of services, the way master.cf could write them: `smtp/inet`, `25/inet`.
+    pub fn names(&self) -> Vec<String> {
+        let services = self.services.iter().map(ToString::to_string);
+        services.chain(self.ports.iter().map(|port| format!("{port}/inet"))).collect()
+    }
+}
+
 /// When to act.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Detect {

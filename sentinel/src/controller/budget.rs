@@ -61,6 +61,11 @@ impl Budget {
     /// A clear reloads now, out of what was set aside for it.
     pub fn clear(&mut self, now: Instant) {
         self.spend(now);
+        self.release();
+    }
+
+    /// What was set aside for a clear is not needed: somebody else has taken our lines out.
+    pub fn release(&mut self) {
         self.owed = self.owed.saturating_sub(1);
     }
 

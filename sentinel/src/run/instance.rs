@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use procfs::process::{FDTarget, Process};
 
 use super::service::Service;
+use crate::actuator::Worker;
 use crate::config::Config;
 use crate::controller::Budget;
 use crate::postfix::main_cf::Settings;
 use crate::postfix::master_cf::MasterCf;
 use crate::postfix::processes::{Processes, Smtpd};
-use crate::postfix::services::watched;
-use crate::postfix::{Master, ServiceId, discovery, locks};
+use crate::postfix::services::{WatchedService, watched};
+use crate::postfix::endpoint::same_service;
+use crate::postfix::{Master, ServiceId, discovery, edit, locks};
 use crate::probes::ListenerReading;
 use crate::signals::service::{ListenerLook, Look, Slots};
 use crate::signals::sock_diag::{ListenSocket, SockDiag, owner};
@@ -48,6 +50,8 @@ pub struct Instance {
     stamp: Stamp,
     stamped_at: Option<Instant>,
     looked_at: Option<Instant>,
+    gone_since: Option<Instant>,
+    workers: Vec<Worker>,
 }
 
 /// What tells that a configuration file was changed or replaced.
@@ -78,6 +82,8 @@ impl Instance {
             stamp: Stamp::default(),
             stamped_at: None,
             looked_at: None,
+            gone_since: None,
+            workers: Vec::new(),
             master,
         }
     }
@@ -88,7 +94,23 @@ impl Instance {
         self.sockets = open_sockets(&master);
         self.stamp = Stamp::default();
         self.stamped_at = None;
+        self.gone_since = None;
         self.master = master;
+    }
+
+    /// The master is not there at `now`.
+    pub fn gone(&mut self, now: Instant) {
+        self.gone_since.get_or_insert(now);
+    }
+
+    /// For how long the master has been gone; `None` while it is there.
+    pub fn gone_for(&self, now: Instant) -> Option<Duration> {
+        self.gone_since.map(|since| now.saturating_duration_since(since))
+    }
+
+    /// The smtpd processes of the last tick, as the verification of a reload wants them.
+    pub fn workers(&self) -> &[Worker] {
+        &self.workers
     }
 
     pub fn alive(&self) -> bool {
@@ -116,19 +138,22 @@ impl Instance {
 
     fn read_configuration(&mut self, config: &Config) {
         let path = self.master_cf();
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                self.trouble = format!("cannot read {}: {error}", path.display());
+        let read = fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display())).and_then(|bytes| {
+            let settings = Settings::of(&self.master.config_dir, &self.master.daemon_dir);
+            settings.map(|settings| (bytes, settings)).map_err(|error| error.to_string())
+        });
+        let (bytes, settings) = match read {
+            Ok(read) => read,
+            Err(reason) => {
+                self.trouble = reason;
                 return;
             }
         };
         self.trouble.clear();
-        let settings = Settings::read(&self.master);
         self.version = settings.version.clone();
         let mut known: HashMap<ServiceId, Service> =
             self.services.drain(..).map(|service| (service.watched.id.clone(), service)).collect();
-        for entry in watched(&MasterCf::parse(&bytes), &settings, &config.watch.services) {
+        for entry in watched(&MasterCf::parse(&bytes), &settings, &config.watch.names()) {
             let service = match known.remove(&entry.id) {
                 Some(mut service) => {
                     service.watched = entry;
@@ -138,9 +163,14 @@ impl Instance {
             };
             self.services.push(service);
         }
-        // An entry that is gone keeps its place while our edit may be on it: whoever removed it is told by the edit's
-        // own bookkeeping, not by forgetting.
-        self.services.extend(known.into_values().filter(Service::in_force));
+        let ours = edit::ours(&bytes);
+        for service in &mut self.services {
+            service.lines_in_file = ours.iter().any(|id| same_service(id, &service.watched.id));
+        }
+        // An entry that somebody removed with our lines on it: what was decided of it went with it.
+        for lost in known.into_values().filter(Service::in_force) {
+            tracing::warn!(instance = %self.id, service = %lost.watched.id, "the entry is gone from master.cf, and our lines with it");
+        }
         if self.services.is_empty() {
             self.trouble = format!("{} has no smtpd service that is to be watched", path.display());
         }
@@ -150,7 +180,10 @@ impl Instance {
     /// look at yet.
     pub fn look(&mut self, config: &Config, now: Instant) -> Option<Vec<SocketsAndProcesses>> {
         let smtpd = match self.processes.update(&self.master) {
-            Ok(smtpd) => Reading::exact(smtpd, now),
+            Ok(smtpd) => {
+                self.workers = smtpd.iter().map(worker).collect();
+                Reading::exact(smtpd, now)
+            }
             Err(error) => Reading::unavailable(format!("cannot list the processes of the master: {error}")),
         };
         let due = self.looked_at.is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY);
@@ -189,7 +222,7 @@ impl Instance {
         let smtpd = smtpd
             .clone()
             .map(|all| all.into_iter().filter(|one| one.service == watched.id).collect::<Vec<_>>());
-        if watched.id.kind == "pass" {
+        if watched.id.kind == "pass" && watched.lock_tells_idle() {
             let busy = match (&smtpd, locks::idle_by_lock(&self.master, &watched.id)) {
                 (Reading::Unavailable(reason), _) => Reading::unavailable(reason),
                 (_, Err(error)) => Reading::unavailable(format!("cannot tell idle smtpd by their lock: {error}")),
@@ -204,22 +237,20 @@ impl Instance {
                 no_listeners: "a pass service has no TCP listener; its connections come through postscreen".into(),
             };
         }
-        let port = crate::postfix::services::port(&watched.id);
         let ours = match sockets {
-            Ok(listening) => listening.of(port),
+            Ok(listening) => listening.of(watched),
             Err(reason) => return SocketsAndProcesses::blind(smtpd, reason),
         };
         if ours.is_empty() {
             return SocketsAndProcesses::blind(smtpd, "the master listens on no socket for this service");
         }
-        let slots = self.connections(sockets, port, &ours, now);
+        let slots = self.connections(sockets, &ours, now);
         SocketsAndProcesses { smtpd, slots: Slots::Connections(slots), listeners: ours, no_listeners: String::new() }
     }
 
     fn connections(
         &mut self,
         sockets: &Result<Listening, String>,
-        port: Option<u16>,
         ours: &[ListenSocket],
         now: Instant,
     ) -> Reading<Vec<crate::signals::sock_diag::Connection>> {
@@ -227,8 +258,9 @@ impl Instance {
             return Reading::unavailable("sock_diag is not available");
         };
         // A wildcard listener does not own what came in through somebody else's socket on the very address.
+        let ports: HashSet<u16> = ours.iter().map(|socket| socket.address.port()).collect();
         let on_port: Vec<_> =
-            listening.all.iter().map(|socket| socket.address).filter(|a| Some(a.port()) == port).collect();
+            listening.all.iter().map(|socket| socket.address).filter(|address| ports.contains(&address.port())).collect();
         let our_addresses: HashSet<_> = ours.iter().map(|socket| socket.address).collect();
         match diag.connections(&on_port) {
             Ok(all) => {
@@ -292,12 +324,17 @@ struct Listening {
 }
 
 impl Listening {
-    fn of(&self, port: Option<u16>) -> Vec<ListenSocket> {
+    fn of(&self, service: &WatchedService) -> Vec<ListenSocket> {
         let ours = |socket: &&ListenSocket| {
-            Some(socket.address.port()) == port && self.owned.contains(&u64::from(socket.inode))
+            self.owned.contains(&u64::from(socket.inode))
+                && service.listens.iter().any(|listen| listen.matches(socket.address))
         };
         self.all.iter().filter(ours).copied().collect()
     }
+}
+
+fn worker(smtpd: &Smtpd) -> Worker {
+    Worker { service: smtpd.service.clone(), start_time: smtpd.start_time, stress: smtpd.effective_stress }
 }
 
 fn open_sockets(master: &Master) -> Result<SockDiag, String> {

@@ -101,7 +101,7 @@ fn verdict(seen: &Seen) -> status::Verdict {
 }
 
 fn listener(look: &ListenerLook) -> status::Listener {
-    let probed_peak = look.probed.as_ref().map(|probed| probed.high_water_60s);
+    let probed_peak = look.probed.as_ref().and_then(|probed| probed.queue).map(|queue| queue.high_water);
     status::Listener {
         address: look.socket.address.to_string(),
         accept_queue: Some(status::AcceptQueue {

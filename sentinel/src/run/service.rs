@@ -1,12 +1,12 @@
 //! One watched master.cf entry: its windows, its judge, its state machine, and the act of ours that is under way.
 
-use crate::actuator::{InFlight, Verification};
+use crate::actuator::InFlight;
 use crate::config::Config;
 use crate::controller::{Controller, Dwell, State};
 use crate::detector::{Detector, Verdict};
 use crate::postfix::services::WatchedService;
 use crate::signals::service::{ListenerLook, Look, ServiceSignals};
-use crate::signals::{ProcessLimit, Sample};
+use crate::signals::{ListenerId, ProcessLimit, Sample};
 
 #[derive(Debug)]
 pub struct Service {
@@ -15,7 +15,10 @@ pub struct Service {
     pub detector: Detector,
     pub controller: Controller,
     pub seen: Option<Seen>,
-    pub under_way: Option<UnderWay>,
+    /// An edit that has been signalled and is not yet known to have taken hold.
+    pub under_way: Option<InFlight>,
+    /// Our lines were on the entry when master.cf was last read.
+    pub lines_in_file: bool,
 }
 
 /// What the last look came to.
@@ -24,13 +27,6 @@ pub struct Seen {
     pub sample: Sample,
     pub verdict: Verdict,
     pub listeners: Vec<ListenerLook>,
-}
-
-/// An edit that has been signalled and is not yet known to have taken hold.
-#[derive(Debug)]
-pub struct UnderWay {
-    pub act: InFlight,
-    pub verification: Verification,
 }
 
 impl Service {
@@ -43,6 +39,7 @@ impl Service {
             controller: Controller::new(dwell),
             seen: None,
             under_way: None,
+            lines_in_file: false,
         }
     }
 
@@ -57,6 +54,10 @@ impl Service {
             ProcessLimit::Of(slots) => Some(slots),
             ProcessLimit::Unlimited => None,
         }
+    }
+
+    pub fn listener_ids(&self) -> impl Iterator<Item = ListenerId> {
+        self.seen.iter().flat_map(|seen| &seen.listeners).map(|listener| listener.id)
     }
 
     /// Takes a look in: readings, then the verdict on them.

@@ -3,7 +3,8 @@
 //! Nothing here judges. A source that could not be read says why; it never hands out a made-up 0 or an old number.
 
 pub mod connections;
-//pub mod service;
+pub mod overflows;
+pub mod service;
 pub mod sock_diag;
 pub mod window;
 

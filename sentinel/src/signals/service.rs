@@ -87,8 +87,8 @@ impl ServiceSignals {
             return Reading::unavailable(&look.no_listeners);
         };
         let polled = self.polled_depth.see(look.at, fullest.depth);
-        let probed = look.listeners.iter().map(|listener| listener.probed.as_ref().map(|p| p.high_water_60s));
-        let exact = probed.collect::<Option<Vec<_>>>().and_then(|peaks| peaks.into_iter().max());
+        // `None` before the first arrival, and where the probes do not see the queue at all.
+        let exact = look.listeners.iter().filter_map(|l| l.probed.as_ref()?.queue).map(|q| q.high_water).max();
         let queue = AcceptQueue {
             depth: fullest.depth,
             limit: fullest.backlog,

@@ -1,0 +1,104 @@
+//! What the outside sees of the daemon: HTTP, the control socket, and the signals that stop it. On a thread of its own
+//! with a single-threaded runtime, so that neither can hold up the tick.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::thread::{self, JoinHandle};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use super::RunError;
+use crate::clock;
+use crate::status::Board;
+use crate::{control, metrics};
+
+/// The running front; ends when it is dropped.
+pub struct Front {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Everything that can fail, done before the daemon says that it runs.
+struct Bound {
+    http: Option<metrics::http::Server>,
+    control: control::Server,
+    stops: [Signal; 2],
+    hangup: Signal,
+}
+
+impl Front {
+    /// Binds the sockets and serves them. `stopped` gets the name of the signal that is to end the daemon.
+    pub fn start(
+        listen: Option<SocketAddr>,
+        control_socket: PathBuf,
+        board: Arc<Board>,
+        stopped: SyncSender<&'static str>,
+    ) -> Result<Self, RunError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
+        let bound = runtime.block_on(bind(listen, &control_socket))?;
+        let (stop, asked) = oneshot::channel();
+        let thread = thread::Builder::new()
+            .name("front".into())
+            .spawn(move || runtime.block_on(serve(bound, board, stopped, asked)))
+            .map_err(RunError::Runtime)?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that serves HTTP and the control socket had panicked");
+        }
+    }
+}
+
+async fn bind(listen: Option<SocketAddr>, control_socket: &std::path::Path) -> Result<Bound, RunError> {
+    // Before anything else: from here on SIGTERM means "give back and stop".
+    let on = |kind| signal(kind).map_err(RunError::Runtime);
+    let stops = [on(SignalKind::terminate())?, on(SignalKind::interrupt())?];
+    let hangup = on(SignalKind::hangup())?;
+    let control = control::Server::bind(control_socket)?;
+    let http = match listen {
+        Some(address) => Some(metrics::http::Server::bind(address).await?),
+        None => None,
+    };
+    if let Some(http) = &http {
+        tracing::info!("metrics on http://{}/metrics", http.address());
+    }
+    Ok(Bound { http, control, stops, hangup })
+}
+
+async fn serve(
+    bound: Bound,
+    board: Arc<Board>,
+    stopped: SyncSender<&'static str>,
+    mut asked: oneshot::Receiver<()>,
+) {
+    let Bound { http, control, stops: [mut terminate, mut interrupt], mut hangup } = bound;
+    let http = async {
+        match http {
+            Some(http) => http.serve(Arc::clone(&board), clock::now).await,
+            None => std::future::pending().await,
+        }
+    };
+    let control = control.serve(Arc::clone(&board));
+    tokio::pin!(http, control);
+    loop {
+        tokio::select! {
+            () = &mut http => return,
+            () = &mut control => return,
+            _ = &mut asked => return,
+            // Full: it has been asked to stop before, and is at it.
+            Some(()) = terminate.recv() => drop(stopped.try_send("SIGTERM")),
+            Some(()) = interrupt.recv() => drop(stopped.try_send("SIGINT")),
+            Some(()) = hangup.recv() => tracing::info!("SIGHUP: the configuration is read at start only; restart to have a new one"),
+        }
+    }
+}

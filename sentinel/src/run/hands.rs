@@ -1,0 +1,158 @@
+//! The actuator behind the mode, and the pen: whatever is done, refused or changed is journaled, logged and counted
+//! here in one go, so that none of the three can know less than the others.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::actuator::{
+    ActError, Actuator, DryRun, HistoryEntry, InFlight, Kind, Outcome, RestoreReport, Target,
+};
+use crate::clock::Now;
+use crate::controller::{State, Transition};
+use crate::postfix::ServiceId;
+use crate::status::{Board, Mode, Probe, ReloadResult};
+
+pub struct Hands {
+    mode: Mode,
+    actuator: Actuator,
+    dry_run: DryRun,
+    board: Arc<Board>,
+}
+
+/// What a plan came to.
+#[derive(Debug)]
+pub enum Done {
+    /// The master was told; whether it took is still to be seen.
+    InFlight(Box<InFlight>),
+    /// Dry run: nothing was touched.
+    Pretended,
+}
+
+impl Hands {
+    pub fn new(mode: Mode, actuator: Actuator, board: Arc<Board>) -> Self {
+        Self { mode, actuator, dry_run: DryRun::default(), board }
+    }
+
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Why this mode keeps its hands off; `Ok` when it does not.
+    pub fn permitted(&self) -> Result<(), String> {
+        match self.mode {
+            Mode::Enforce | Mode::DryRun => Ok(()),
+            Mode::Observe => {
+                Err("observe mode: stress mode would be switched on now; set act.mode = \"enforce\" to have it so".into())
+            }
+        }
+    }
+
+    pub fn trip(&mut self, target: &Target, reasons: &[String], now: Now) -> Result<Done, ActError> {
+        if self.mode == Mode::DryRun {
+            let entry = self.dry_run.trip(target, reasons, now)?;
+            self.actuator.record(entry);
+            return Ok(Done::Pretended);
+        }
+        let result = self.actuator.trip(target, reasons, now);
+        self.told(&target.instance, &target.service, "stress=yes is in master.cf, and the master was told", &result);
+        result.map(|act| Done::InFlight(Box::new(act)))
+    }
+
+    pub fn clear(&mut self, target: &Target, reasons: &[String], now: Now) -> Result<Done, ActError> {
+        if self.mode == Mode::DryRun {
+            let entry = self.dry_run.clear(target, reasons, now);
+            self.actuator.record(entry);
+            return Ok(Done::Pretended);
+        }
+        let result = self.actuator.clear(target, reasons, now);
+        self.told(&target.instance, &target.service, "our lines are out of master.cf, and the master was told", &result);
+        result.map(|act| Done::InFlight(Box::new(act)))
+    }
+
+    /// The reload took.
+    pub fn confirmed(&self, act: &InFlight, how: &str) {
+        let Target { instance, service, .. } = &act.target;
+        tracing::info!(%instance, %service, "reload verified: {how}");
+        self.board.count_reload(instance, ReloadResult::Done);
+    }
+
+    /// The reload did not take: puts the old bytes back.
+    pub fn failed(&mut self, act: InFlight, why: &str, now: Now) {
+        let Target { instance, service, .. } = act.target.clone();
+        tracing::error!(%instance, %service, "reload failed: {why}; taking our lines out of master.cf");
+        self.board.count_reload(&instance, ReloadResult::Failed);
+        if let Err(error) = self.actuator.rollback(act, why, now) {
+            tracing::error!(%instance, %service, "{error}");
+        }
+    }
+
+    /// Gives back whatever of ours is in these files, and in those that the journal names.
+    pub fn restore(&mut self, config_dirs: &[std::path::PathBuf], now: Now) -> RestoreReport {
+        let report = self.actuator.restore(config_dirs, now);
+        for restored in &report.items {
+            tracing::info!("{restored}");
+        }
+        report
+    }
+
+    pub fn transition(&mut self, instance: &str, service: &ServiceId, change: Transition, now: Now) {
+        let Transition { from, to, reasons } = change;
+        tracing::warn!(%instance, %service, "{from} -> {to}: {}", reasons.join("; "));
+        self.board.count_transition(instance, &service.to_string(), to);
+        self.actuator.record(HistoryEntry {
+            from: Some(from),
+            to: Some(to),
+            reasons,
+            outcome: (self.mode == Mode::DryRun).then_some(Outcome::DryRun),
+            ..entry(Kind::Transition, instance, service, now)
+        });
+    }
+
+    pub fn refusal(&mut self, instance: &str, service: &ServiceId, reason: String, verdict: &[String], now: Now) {
+        tracing::warn!(%instance, %service, "not acting: {reason}; {}", verdict.join("; "));
+        let reasons = std::iter::once(reason).chain(verdict.iter().cloned()).collect();
+        self.actuator.record(HistoryEntry {
+            reasons,
+            outcome: Some(Outcome::Refused),
+            ..entry(Kind::Refusal, instance, service, now)
+        });
+    }
+
+    pub fn outside_edit(&mut self, instance: &str, service: &ServiceId, what: &str, state: State, now: Now) {
+        tracing::warn!(%instance, %service, %state, "{what}");
+        self.actuator.record(HistoryEntry {
+            reasons: vec![what.to_owned()],
+            ..entry(Kind::OutsideEdit, instance, service, now)
+        });
+    }
+
+    pub fn probe(&mut self, probe: &Probe, now: Now) {
+        tracing::info!(probe = %probe.name, state = ?probe.state, "{}", probe.reason);
+        self.actuator.record(HistoryEntry {
+            reasons: vec![probe.reason.clone()],
+            detail: json!({ "probe": probe.name, "state": probe.state }),
+            ..HistoryEntry::new(now.wall, Kind::Probe)
+        });
+    }
+
+    fn told(&self, instance: &str, service: &ServiceId, done: &str, result: &Result<InFlight, ActError>) {
+        match result {
+            Ok(_) => tracing::warn!(%instance, %service, "{done}"),
+            Err(error) => {
+                tracing::error!(%instance, %service, "{error}");
+                if matches!(error, ActError::Reload(_)) {
+                    self.board.count_reload(instance, ReloadResult::Failed);
+                }
+            }
+        }
+    }
+}
+
+fn entry(kind: Kind, instance: &str, service: &ServiceId, now: Now) -> HistoryEntry {
+    HistoryEntry {
+        instance: Some(instance.to_owned()),
+        service: Some(service.to_string()),
+        ..HistoryEntry::new(now.wall, kind)
+    }
+}
