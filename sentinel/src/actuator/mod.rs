@@ -1,1 +1,190 @@
+//! Changes: puts `-o stress=yes` on a service and takes it back, such that a crash between any two steps is undone by
+//! the next start or by `smtp-sentinel restore`.
+//!
+//! Owns the one edit of master.cf, the signal to the master, the journal and the backups. Never signals an smtpd,
+//! never undoes somebody else's work, never lets a file take master.cf's place that it has not checked, and never has
+//! a broken master.cf reloaded, whoever broke it.
+//!
+//! The way of a change: claim, look at the master, lock the draft ([`replace`]), read ([`file`]), make the candidate
+//! ([`crate::postfix::edit`]), check it ([`check`]), keep the old bytes ([`backup`]), journal the intent
+//! ([`journal`]), rename, look again, signal ([`signal`]). After that it is in flight until [`verify`] says that it
+//! took. Everything blocks: some milliseconds as a rule, seconds when postconf(1) holds its lock.
 
+mod apply;
+mod backup;
+mod check;
+mod command;
+mod dry_run;
+mod entry;
+mod error;
+mod file;
+mod journal;
+mod lock;
+mod replace;
+mod restore;
+mod signal;
+mod steps;
+mod undo;
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use check::CheckError;
+pub use dry_run::DryRun;
+pub use entry::{Act, Action, Digest, FileId, HistoryEntry, Intent, IntentId, Kind, Outcome};
+pub use error::ActError;
+pub use file::{ConfigDir, Content, FileError};
+pub use journal::{JournalError, read_history};
+pub use lock::LockError;
+pub use restore::{Found, Restored, RestoreReport, Told, restore};
+pub use signal::{Masters, ReloadError, ReloadMode, System};
+pub use steps::{Hook, Steps};
+pub use verify::{LIVES_FOR, NEW_WORKER_WITHIN, Progress, Verification};
+
+use crate::postfix::{Master, ServiceId};
+
+/// History entries that could not be written are kept for the next attempt; more than this many are let go.
+const UNWRITTEN_LIMIT: usize = 256;
+
+/// Which entry of which instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// As it is named in status and history.
+    pub instance: String,
+    pub master: Master,
+    pub service: ServiceId,
+}
+
+impl Target {
+    fn place(&self) -> Place<'_> {
+        let config_dir = &self.master.config_dir;
+        Place { instance: &self.instance, config_dir, master: Some(&self.master) }
+    }
+}
+
+/// Which master.cf, and whose: there need not be a master for lines of ours to be taken out.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    instance: &'a str,
+    config_dir: &'a Path,
+    master: Option<&'a Master>,
+}
+
+/// A change that the master has been told of. [`InFlight::verification`] says when it is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InFlight {
+    pub target: Target,
+    pub verification: Verification,
+}
+
+/// The one that changes things. There is one for a state directory, as long as it lives.
+pub struct Actuator {
+    state_dir: PathBuf,
+    _lock: lock::StateLock,
+    journal: journal::Journal,
+    mode: ReloadMode,
+    masters: Box<dyn Masters>,
+    steps: Steps,
+    claimed: BTreeMap<PathBuf, Arc<ConfigDir>>,
+    unwritten: VecDeque<(HistoryEntry, Vec<IntentId>)>,
+}
+
+impl Actuator {
+    /// Takes the lock and reads the journal. Call [`Actuator::restore`] before anything else.
+    pub fn open(state_dir: &Path, mode: ReloadMode) -> Result<Self, ActError> {
+        Self::open_with(state_dir, mode, Box::new(System), Steps::default())
+    }
+
+    /// With other masters than this machine's, and steps that somebody listens to.
+    pub fn open_with(
+        state_dir: &Path,
+        mode: ReloadMode,
+        masters: Box<dyn Masters>,
+        steps: Steps,
+    ) -> Result<Self, ActError> {
+        let lock = lock::StateLock::take(state_dir)?;
+        let journal = journal::Journal::open(state_dir)?;
+        Ok(Self {
+            state_dir: state_dir.to_owned(),
+            _lock: lock,
+            journal,
+            mode,
+            masters,
+            steps,
+            claimed: BTreeMap::new(),
+            unwritten: VecDeque::new(),
+        })
+    }
+
+    /// Writes down what others did or saw: transitions, refusals, probes. An entry that cannot be written now is
+    /// kept, and written before the next one.
+    pub fn record(&mut self, entry: HistoryEntry) {
+        self.write_down(entry, Vec::new());
+    }
+
+    /// What is not settled: the file, or the master, may carry our setting.
+    pub fn open_intents(&self) -> &[Intent] {
+        self.journal.open_intents()
+    }
+
+    /// How many damaged lines of the journal were skipped.
+    pub fn damaged_lines(&self) -> usize {
+        self.journal.damaged()
+    }
+
+    /// The directory, with its master.cf ours alone among sentinels for as long as we live.
+    pub fn claim(&mut self, config_dir: &Path) -> Result<Arc<ConfigDir>, ActError> {
+        self.steps.step("claim").map_err(FileError::io("open", config_dir.to_owned()))?;
+        if let Some(dir) = self.claimed.get(config_dir)
+            && dir.still_named()
+        {
+            return Ok(Arc::clone(dir));
+        }
+        // The old claim first: a directory that was moved away and back would be claimed twice over.
+        self.claimed.remove(config_dir);
+        let dir = ConfigDir::open(config_dir)?;
+        dir.claim()?;
+        let dir = Arc::new(dir);
+        self.claimed.insert(config_dir.to_owned(), Arc::clone(&dir));
+        Ok(dir)
+    }
+
+    /// A history entry, after those that could not be written earlier. The act that it tells of is done, and stays
+    /// done, whether or not this can be written: without it the intent stays open, which costs a reload too many at
+    /// the next start and nothing else.
+    fn write_down(&mut self, entry: HistoryEntry, settles: Vec<IntentId>) {
+        self.unwritten.push_back((entry, settles));
+        while let Some((entry, settles)) = self.unwritten.pop_front() {
+            if let Err(error) = self.journal.record(entry.clone(), settles.clone(), &mut self.steps) {
+                tracing::error!(%error, waiting = self.unwritten.len() + 1, "history is kept in memory for now");
+                self.unwritten.push_front((entry, settles));
+                self.unwritten.truncate(UNWRITTEN_LIMIT);
+                return;
+            }
+        }
+    }
+
+    /// The open intents that are about this master.cf, whatever way its directory is spelled.
+    fn intents_of(&self, config_dir: &Path) -> Vec<Intent> {
+        let same = |intent: &&Intent| intent.config_dir == config_dir || same_dir(&intent.config_dir, config_dir);
+        self.open_intents().iter().filter(same).cloned().collect()
+    }
+
+    /// Backups that no open intent names any more, of those that `settled` named.
+    fn drop_backups(&self, settled: &[Intent]) {
+        for path in settled.iter().filter_map(|intent| intent.backup.as_deref()) {
+            if !self.open_intents().iter().any(|intent| intent.backup.as_deref() == Some(path)) {
+                backup::drop_kept(path);
+            }
+        }
+    }
+}
+
+fn same_dir(a: &Path, b: &Path) -> bool {
+    matches!((std::fs::canonicalize(a), std::fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
+}
