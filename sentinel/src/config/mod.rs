@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::postfix::ServiceId;
 
-pub use error::{ConfigError, Invalid};
+pub use error::{ConfigError, Invalid, UnknownKey};
 
 /// Read when no file is named; it may be missing.
 pub const DEFAULT_PATH: &str = "/etc/smtp-sentinel/config.toml";
