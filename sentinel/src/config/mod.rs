@@ -1,4 +1,4 @@
-//! The configuration: file text, then [`raw`] values with their lines, then a [`Config`] that has been proved.
+//! The configuration: file text, then raw values with their lines, then a [`Config`] that has been proved.
 //!
 //! Whoever holds a [`Config`] need not check it again: the newtypes have no constructor that lets nonsense in. Nothing
 //! here looks at the system that the configuration is for, but at the file itself: it steers a daemon that runs as
