@@ -38,22 +38,8 @@ pub enum ConfigError {
         message: String,
     },
 
-    #[error(
-        "{}: line {line}: unknown {} \"{key}\"{}; {}",
-        path.display(),
-        if *is_section { "section" } else { "key" },
-        section.as_ref().map_or(String::new(), |name| format!(" in [{name}]")),
-        advice(suggestion.as_deref(), known)
-    )]
-    UnknownKey {
-        path: PathBuf,
-        line: usize,
-        key: String,
-        is_section: bool,
-        section: Option<String>,
-        suggestion: Option<String>,
-        known: Vec<String>,
-    },
+    #[error(transparent)]
+    UnknownKey(Box<UnknownKey>),
 
     #[error("{}: line {line}: [{section}] {key} {problem}", path.display())]
     Value {
@@ -63,6 +49,25 @@ pub enum ConfigError {
         key: &'static str,
         problem: Invalid,
     },
+}
+
+/// A key that no section has, or a section that there is not.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{}: line {line}: unknown {} \"{key}\"{}; {}",
+    path.display(),
+    if *is_section { "section" } else { "key" },
+    section.as_ref().map_or(String::new(), |name| format!(" in [{name}]")),
+    advice(suggestion.as_deref(), known)
+)]
+pub struct UnknownKey {
+    pub path: PathBuf,
+    pub line: usize,
+    pub key: String,
+    pub is_section: bool,
+    pub section: Option<String>,
+    pub suggestion: Option<String>,
+    pub known: Vec<String>,
 }
 
 fn advice(suggestion: Option<&str>, known: &[String]) -> String {

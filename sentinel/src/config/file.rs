@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::error::ConfigError;
+use super::error::{ConfigError, UnknownKey};
 use super::raw::Raw;
 
 /// Far above any configuration; keeps a wrong path (a log, a disk) out of memory.
@@ -119,15 +119,16 @@ impl UnknownField {
             .map(|(_, name)| name.clone());
         let (section, is_section) = place_of(text, &self.key, span);
         let Self { key, known } = self;
-        ConfigError::UnknownKey {
-            path: path.to_owned(),
+        let path = path.to_owned();
+        ConfigError::UnknownKey(Box::new(UnknownKey {
+            path,
             line,
             key,
             is_section,
             section,
             suggestion,
             known,
-        }
+        }))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The configuration: file text, then [`raw`] values with their lines, then a [`Config`] that has been proved.
+//! The configuration: file text, then raw values with their lines, then a [`Config`] that has been proved.
 //!
 //! Whoever holds a [`Config`] need not check it again: the newtypes have no constructor that lets nonsense in. Nothing
 //! here looks at the system that the configuration is for, but at the file itself: it steers a daemon that runs as
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::postfix::ServiceId;
 
-pub use error::{ConfigError, Invalid};
+pub use error::{ConfigError, Invalid, UnknownKey};
 
 /// Read when no file is named; it may be missing.
 pub const DEFAULT_PATH: &str = "/etc/smtp-sentinel/config.toml";

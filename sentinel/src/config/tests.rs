@@ -292,7 +292,7 @@ fn the_example_configuration_is_the_defaults_in_observe_mode() {
     // A key that is missing there gets no complaint from the parser; so ask for each by name, from serde's own list.
     let table: toml::Table = toml::from_str(text).unwrap();
     let known = |text: &str| match parse(text) {
-        Err(ConfigError::UnknownKey { known, .. }) => known,
+        Err(ConfigError::UnknownKey(unknown)) => unknown.known,
         other => panic!("{other:?}"),
     };
     for section in known("x = 1") {

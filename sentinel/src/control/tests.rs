@@ -138,6 +138,28 @@ async fn the_socket_is_private_and_goes_with_the_server() {
     assert!(!server.socket().exists());
 }
 
+/// The mode alone keeps others out, in a directory that everybody may enter.
+#[tokio::test]
+async fn another_user_is_not_permitted() {
+    if !rustix::process::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "needs root");
+        eprintln!("SKIPPED: needs root to become another user");
+        return;
+    }
+    let server = start();
+    std::fs::set_permissions(server.dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let socket = server.socket();
+    let asked = tokio::task::spawn_blocking(move || {
+        // Of this thread only (setfsuid(2)); it also drops the capabilities that would overrule the mode.
+        nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65534));
+        let asked = status(&socket);
+        nix::unistd::setfsuid(nix::unistd::Uid::from_raw(0));
+        asked
+    });
+    let error = asked.await.unwrap().unwrap_err();
+    assert!(matches!(error, AskError::NotPermitted { .. }), "{error}");
+}
+
 #[tokio::test]
 async fn a_live_daemon_is_left_alone_and_a_dead_ones_socket_replaced() {
     let server = start();

@@ -3,6 +3,7 @@
 //! A value that is not known is absent: a 0 in its place would be a lie that alerts are built on. Labels come from
 //! bounded sets only (instances, services, listeners, probes), never from clients.
 
+use std::collections::BTreeSet;
 use std::fmt::Error;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::exposition;
 use crate::controller::State;
 use crate::status::{
-    AcceptQueue, Board, Counters, ListenerCounts, ProbeState, ReloadResult, Report, Service,
+    AcceptQueue, Board, Counters, Listener, ListenerCounts, ProbeState, ReloadResult, Report, Service,
 };
 
 /// Makes the text of /metrics.
@@ -117,7 +118,8 @@ fn actions(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<(
 fn probes(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Result<(), Error> {
     let help = "1 when the probe works as it should; 0 when a lesser source stands in for it, or none";
     let mut family = gauge(encoder, "probe_up", help)?;
-    for probe in &report.probes {
+    let mut seen = BTreeSet::new();
+    for probe in report.probes.iter().filter(|probe| seen.insert(&probe.name)) {
         value(
             &mut family,
             &[("probe", &probe.name)],
@@ -205,12 +207,12 @@ fn accept_queues(encoder: &mut DescriptorEncoder<'_>, rows: &[Row<'_>]) -> Resul
     for (name, help, part) in families {
         let mut family = gauge(encoder, name, help)?;
         for row in rows {
-            for listener in &row.service.listeners {
+            for listener in &row.listeners {
                 let depth = listener.accept_queue.as_ref().map(part);
                 optional(&mut family, &row.with("listener", &listener.address), depth)?;
             }
             // A pass service has no TCP listener of its own; should its Unix socket's queue be known, it counts.
-            if row.service.listeners.is_empty() {
+            if row.listeners.is_empty() {
                 optional(
                     &mut family,
                     &row.labels(),
@@ -225,7 +227,7 @@ fn accept_queues(encoder: &mut DescriptorEncoder<'_>, rows: &[Row<'_>]) -> Resul
 fn connections(encoder: &mut DescriptorEncoder<'_>, rows: &[Row<'_>]) -> Result<(), Error> {
     let counted = || {
         rows.iter().flat_map(|row| {
-            let listeners = row.service.listeners.iter();
+            let listeners = row.listeners.iter();
             listeners.filter_map(move |one| Some((row.with("listener", &one.address), one.counts.as_ref()?)))
         })
     };
@@ -281,19 +283,36 @@ struct Row<'a> {
     instance: &'a str,
     label: String,
     service: &'a Service,
+    listeners: Vec<&'a Listener>,
 }
 
 impl Row<'_> {
+    /// Each pair of labels once, whatever the report holds: Prometheus drops the whole scrape over one series that is
+    /// there twice, and master.cf can name a service twice.
     fn of(report: &Report) -> Vec<Row<'_>> {
-        let rows = report.instances.iter().flat_map(|instance| {
-            let services = instance.services.iter();
-            services.map(|service| Row {
-                instance: &instance.id,
-                label: service.label(),
-                service,
-            })
-        });
-        rows.collect()
+        let mut rows: Vec<Row<'_>> = Vec::new();
+        let mut seen = BTreeSet::new();
+        for instance in &report.instances {
+            for service in &instance.services {
+                let label = service.label();
+                if !seen.insert((&instance.id, label.clone())) {
+                    continue;
+                }
+                let mut addresses = BTreeSet::new();
+                let listeners = service
+                    .listeners
+                    .iter()
+                    .filter(|one| addresses.insert(&one.address))
+                    .collect();
+                rows.push(Row {
+                    instance: &instance.id,
+                    label,
+                    service,
+                    listeners,
+                });
+            }
+        }
+        rows
     }
 
     fn labels(&self) -> [(&str, &str); 2] {

@@ -1,6 +1,6 @@
 //! The HTTP server: GET and HEAD of /metrics, /healthz, /readyz and /api/v1/status, and nothing else.
 //!
-//! Whoever connects gets a bounded share, see [`Limits`]; request bodies are never read. So a slow, broken or hostile
+//! Whoever connects gets a bounded share, see `Limits`; request bodies are never read. So a slow, broken or hostile
 //! client costs memory that is bounded, and the tick does not notice it.
 
 use std::convert::Infallible;

@@ -155,6 +155,33 @@ fn values_arrive_with_their_labels_and_unknown_ones_are_absent() {
     assert_eq!(of("transitions", &stressed), Some(1.0));
 }
 
+#[test]
+fn what_is_reported_twice_is_exposed_once() {
+    let once = exposition().openmetrics().unwrap();
+    let mut doubled = report();
+    doubled.probes.extend(report().probes);
+    doubled.instances.extend(report().instances);
+    for service in doubled
+        .instances
+        .iter_mut()
+        .flat_map(|instance| &mut instance.services)
+    {
+        service.listeners.extend(service.listeners.clone());
+    }
+    let board = Board::new(clock::now().mono);
+    board.publish(doubled, clock::now().mono);
+    let families = parse(&Exposition::new(Arc::new(board)).openmetrics().unwrap()).unwrap();
+    let count = |family: &str| families[family].samples.len();
+    let expected = parse(&once).unwrap();
+    for family in [
+        "smtp_sentinel_state",
+        "smtp_sentinel_probe_up",
+        "smtp_sentinel_connections",
+    ] {
+        assert_eq!(count(family), expected[family].samples.len(), "{family}");
+    }
+}
+
 /// 5 greetings of 4 to 7 us, 10 of 8 to 15, 3 of 32 to 63, 1 longer than the last bound.
 #[test]
 fn greeting_buckets_are_cumulative_with_bounds_in_seconds() {

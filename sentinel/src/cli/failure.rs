@@ -1,0 +1,115 @@
+//! Exit codes, and which of them an error of each room means.
+
+use std::io;
+use std::process::ExitCode;
+
+use crate::actuator::JournalError;
+use crate::config::ConfigError;
+use crate::control::{AskError, ControlError};
+use crate::metrics::http::HttpError;
+
+/// The exit codes; those above 1 are of sysexits.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Code {
+    /// Done.
+    Done = 0,
+    /// The answer is no, or it could not be done; another try may.
+    No = 1,
+    /// EX_USAGE: the command line makes no sense.
+    Usage = 64,
+    /// EX_UNAVAILABLE: the daemon is not there.
+    Unavailable = 69,
+    /// EX_NOPERM: not permitted.
+    NotPermitted = 77,
+    /// EX_CONFIG: the configuration must be corrected; another try is of no use.
+    Config = 78,
+}
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> Self {
+        Self::from(code as u8)
+    }
+}
+
+/// What the operator gets to read, and what a script gets to see.
+#[derive(Debug, thiserror::Error)]
+#[error("{sentence}")]
+pub struct Failure {
+    pub code: Code,
+    /// One sentence that says what to do, without a newline.
+    pub sentence: String,
+}
+
+impl Failure {
+    pub fn new(code: Code, sentence: impl Into<String>) -> Self {
+        Self {
+            code,
+            sentence: sentence.into(),
+        }
+    }
+}
+
+/// A refusal of the system gets its own code, whatever was being done.
+fn unless_denied(code: Code, source: &io::Error) -> Code {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => Code::NotPermitted,
+        _ => code,
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let code = match &error {
+            ConfigError::Unreadable { source, .. } => unless_denied(Code::Config, source),
+            _ => Code::Config,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Self {
+        let code = match &error {
+            AskError::NotRunning { .. } => Code::Unavailable,
+            AskError::NotPermitted { .. } | AskError::Refused(_) => Code::NotPermitted,
+            AskError::NoAnswer(_) => Code::No,
+            // There is a socket, and behind it nothing that works.
+            AskError::Broken { source, .. } => unless_denied(Code::Unavailable, source),
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<ControlError> for Failure {
+    fn from(error: ControlError) -> Self {
+        let code = match &error {
+            ControlError::AlreadyRunning { .. } => Code::No,
+            ControlError::NotPrivate { .. } => Code::Config,
+            ControlError::Io { source, .. } => unless_denied(Code::No, source),
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<HttpError> for Failure {
+    fn from(error: HttpError) -> Self {
+        let code = match &error {
+            // Whoever has it may let go of it: systemd may try again.
+            HttpError::InUse { .. } => Code::No,
+            HttpError::Bind { source, .. } => unless_denied(Code::No, source),
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<JournalError> for Failure {
+    fn from(error: JournalError) -> Self {
+        let code = match &error {
+            JournalError::Read { source, .. } => unless_denied(Code::No, source),
+            #[expect(unreachable_patterns, reason = "the journal has errors of writing too")]
+            _ => Code::No,
+        };
+        Self::new(code, error.to_string())
+    }
+}
