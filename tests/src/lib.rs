@@ -16,9 +16,11 @@ pub mod clock;
 mod lab;
 mod load;
 pub mod master_cf;
+pub mod metrics;
 pub mod netns;
 pub mod postfix;
 pub mod senders;
+pub mod sentinel;
 pub mod sockets;
 
 pub use lab::{Builder, Lab};

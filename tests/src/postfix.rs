@@ -86,6 +86,15 @@ impl Smtpd {
             .rev()
             .find_map(|argument| argument.strip_prefix("stress="))
     }
+
+    /// The value that master.cf itself gives: an `-o stress=` after the one that master puts first of its own accord
+    /// (src/master/master_ent.c, get_master_ent()).
+    pub fn stress_of_master_cf(&self) -> Option<&str> {
+        self.args
+            .iter()
+            .filter_map(|argument| argument.strip_prefix("stress="))
+            .nth(1)
+    }
 }
 
 impl Postfix {
@@ -201,16 +210,20 @@ impl Postfix {
         Ok(found)
     }
 
-    /// Waits until the youngest smtpd carries this stress value.
+    /// Waits until the youngest smtpd is as wanted, and returns it. One is forked for a connection only, so somebody has to
+    /// connect meanwhile.
     ///
     /// # Errors
     /// It did not come to pass.
-    pub fn wait_stress(&self, value: &str, patience: Duration) -> Result<Smtpd> {
-        wait_for(
-            &format!("the youngest smtpd to carry stress={value}"),
-            patience,
-            || Ok(self.smtpds()?.pop().filter(|smtpd| smtpd.stress() == Some(value))),
-        )
+    pub fn wait_youngest(
+        &self,
+        what: &str,
+        patience: Duration,
+        wanted: impl Fn(&Smtpd) -> bool,
+    ) -> Result<Smtpd> {
+        wait_for(&format!("the youngest smtpd: {what}"), patience, || {
+            Ok(self.smtpds()?.pop().filter(&wanted))
+        })
     }
 }
 

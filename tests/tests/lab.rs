@@ -162,7 +162,10 @@ fn postfix_takes_a_weathered_master_cf_and_reloads_on_a_hangup() {
     let lab = Lab::builder().master_cf(master_cf::weathered(7)).start().unwrap();
     let mut client = lab.connect(1).unwrap();
     assert!(client.read_line().unwrap().0.starts_with("220 mx.lab.invalid"));
-    let smtpd = lab.postfix.wait_stress("", PATIENCE).unwrap();
+    let smtpd = lab
+        .postfix
+        .wait_youngest("calm", PATIENCE, |one| one.stress() == Some(""))
+        .unwrap();
 
     let stressed = String::from_utf8(lab.postfix.master_cf().unwrap())
         .unwrap()
@@ -185,6 +188,10 @@ fn postfix_takes_a_weathered_master_cf_and_reloads_on_a_hangup() {
     })
     .unwrap();
     assert!(younger.generation > smtpd.generation);
+    assert_eq!(
+        (smtpd.stress_of_master_cf(), younger.stress_of_master_cf()),
+        (None, Some("yes"))
+    );
 }
 
 #[test]

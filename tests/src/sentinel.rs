@@ -1,0 +1,407 @@
+//! The sentinel under test: the real binary with a configuration of its own, asked by the contracts that everybody has. It
+//! runs in the machine's own network namespace, as a DaemonSet does, and has to find the lab's by itself.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::Deserialize;
+use smtp_sentinel::status::{Report, Service};
+
+use crate::Lab;
+use crate::clock::{wait_for, wait_until};
+use crate::metrics::Scrape;
+
+/// Bounds what takes a moment: a start with the BPF verifier in it, an answer, an end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What differs from the daemon's defaults. The dwells are short, so that a test sees a trip and a clear; the thresholds are
+/// the defaults.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Instead of the lab's own configuration directory.
+    pub config_dir: Option<PathBuf>,
+    /// Lines of `[detect]`.
+    pub detect: String,
+    /// Lines of `[act]`.
+    pub act: String,
+    /// Lines of `[watch]`.
+    pub watch: String,
+    /// Any other text, at the end.
+    pub more: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            config_dir: None,
+            detect: "dwell = \"3s\"\ntrip_dwell = \"1s\"".to_owned(),
+            act: "mode = \"enforce\"\nmin_interval = \"1s\"".to_owned(),
+            watch: String::new(),
+            more: String::new(),
+        }
+    }
+}
+
+/// The sentinel as installed for one lab: program, configuration and directories, whether it runs or not. All of it lies in
+/// the lab's directory and goes with that.
+#[derive(Debug)]
+pub struct Sentinel {
+    program: PathBuf,
+    base: PathBuf,
+    config_dir: PathBuf,
+    http: SocketAddr,
+}
+
+/// What a command of the sentinel said.
+#[derive(Debug)]
+pub struct Answer {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// One entry of `history --json`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Entry {
+    pub time: String,
+    pub kind: String,
+    pub service: Option<String>,
+    pub from: Option<String>,
+    pub to: Option<String>,
+    pub action: Option<String>,
+    #[serde(default)]
+    pub reasons: Vec<String>,
+    pub outcome: Option<String>,
+}
+
+impl Entry {
+    /// A transition to `state`.
+    pub fn is_transition_to(&self, state: &str) -> bool {
+        self.kind == "transition" && self.to.as_deref() == Some(state)
+    }
+}
+
+impl Sentinel {
+    /// # Errors
+    /// As [`Self::install_with`].
+    pub fn install(lab: &Lab) -> Result<Self> {
+        Self::install_with(lab, &Settings::default())
+    }
+
+    /// Writes the configuration for the lab's Postfix.
+    ///
+    /// # Errors
+    /// The program is not built, or older than its sources.
+    pub fn install_with(lab: &Lab, settings: &Settings) -> Result<Self> {
+        let program = program()?;
+        let base = lab.base().join("sentinel");
+        fs::create_dir(&base).with_context(|| format!("making {}", base.display()))?;
+        // The daemon takes no port of ours to be told: a free one is chosen here, and the gap until it binds is accepted.
+        let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let Settings {
+            config_dir,
+            detect,
+            act,
+            watch,
+            more,
+        } = settings;
+        let config_dir = config_dir.clone().unwrap_or_else(|| lab.postfix.config_dir());
+        let sentinel = Self {
+            program,
+            base,
+            config_dir,
+            http,
+        };
+        let text = format!(
+            "[discovery]\nconfig_dirs = [{:?}]\n[watch]\n{watch}\n[detect]\n{detect}\n[act]\n{act}\n\
+             [metrics]\nlisten = \"{http}\"\n[paths]\nstate_dir = {:?}\nruntime_dir = {:?}\n{more}\n",
+            sentinel.config_dir,
+            sentinel.state_dir(),
+            sentinel.base.join("run"),
+        );
+        fs::write(sentinel.config(), text)?;
+        Ok(sentinel)
+    }
+
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.base.join("config.toml")
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.base.join("state")
+    }
+
+    /// Starts the daemon and waits until it is ready.
+    ///
+    /// # Errors
+    /// It ends, or does not get ready; the message has its log.
+    pub fn start(&self) -> Result<Daemon<'_>> {
+        self.start_under(&[])
+    }
+
+    /// [`Self::start`] by way of another program, as in `nsenter --mount=FILE -- smtp-sentinel run`.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_under(&self, wrapper: &[&str]) -> Result<Daemon<'_>> {
+        let log = File::options().create(true).append(true).open(self.log_path())?;
+        // Ends with the thread that starts it, which is the test's. The daemon keeps its credentials, so the kernel keeps
+        // this setting.
+        let process = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL"])
+            .args(wrapper)
+            .arg(&self.program)
+            .arg("run")
+            .arg("--config")
+            .arg(self.config())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("starting the daemon by setpriv (util-linux)")?;
+        let mut daemon = Daemon {
+            sentinel: self,
+            process,
+            ended: None,
+        };
+        wait_until("the daemon to be ready", PATIENCE, || {
+            if let Some(status) = daemon.process.try_wait()? {
+                daemon.ended = Some(status);
+                bail!("the daemon ended at its start ({status}):\n{}", self.log());
+            }
+            Ok(self.get("/readyz").is_ok_and(|(status, _)| status == 200))
+        })?;
+        Ok(daemon)
+    }
+
+    /// Runs a command of the sentinel, such as `&["status", "--json"]`, with our configuration.
+    ///
+    /// # Errors
+    /// It could not be run at all; what it says is in the answer.
+    pub fn ask(&self, words: &[&str]) -> Result<Answer> {
+        self.ask_under(&[], words)
+    }
+
+    /// [`Self::ask`] by way of another program.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn ask_under(&self, wrapper: &[&str], words: &[&str]) -> Result<Answer> {
+        let output = Command::new("env")
+            .args(wrapper)
+            .arg(&self.program)
+            .args(words)
+            .arg("--config")
+            .arg(self.config())
+            .output()?;
+        Ok(Answer {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// What the journal tells, oldest first; needs no daemon.
+    ///
+    /// # Errors
+    /// The command fails, or says what is not in the contract.
+    pub fn history(&self) -> Result<Vec<Entry>> {
+        let answer = self.ask(&["history", "--json"])?;
+        ensure!(answer.code == Some(0), "history: {answer:?}");
+        serde_json::from_str(&answer.stdout).with_context(|| format!("history --json: {}", answer.stdout))
+    }
+
+    /// GET of the daemon's HTTP server: status and body.
+    ///
+    /// # Errors
+    /// Nobody listens, or it is no HTTP.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        let mut stream = TcpStream::connect(self.http)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut response = String::new();
+        stream.read_to_string(&mut response)?;
+        let (head, body) = response.split_once("\r\n\r\n").context("no HTTP response")?;
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|code| code.parse().ok())
+            .context("no HTTP status")?;
+        Ok((status, body.to_owned()))
+    }
+
+    /// The daemon's log so far.
+    pub fn log(&self) -> String {
+        fs::read(self.log_path())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.base.join("sentinel.log")
+    }
+}
+
+/// A running daemon. Dropping it kills it, as nothing else would: what it leaves is the lab's to judge.
+#[derive(Debug)]
+pub struct Daemon<'a> {
+    sentinel: &'a Sentinel,
+    process: Child,
+    ended: Option<ExitStatus>,
+}
+
+impl Daemon<'_> {
+    /// `status --json`.
+    ///
+    /// # Errors
+    /// The command fails, or says what is not in the contract.
+    pub fn status(&self) -> Result<Report> {
+        let answer = self.sentinel.ask(&["status", "--json"])?;
+        ensure!(answer.code == Some(0), "status: {answer:?}");
+        serde_json::from_str(&answer.stdout).with_context(|| format!("status --json: {}", answer.stdout))
+    }
+
+    /// A service of the lab's Postfix, such as `smtp/inet`, in the status; `None` while the daemon has not found it.
+    ///
+    /// # Errors
+    /// As [`Self::status`].
+    pub fn find_service(&self, label: &str) -> Result<Option<Service>> {
+        let config_dir = self.sentinel.config_dir.to_string_lossy();
+        let instances = self.status()?.instances.into_iter();
+        let mut services = instances
+            .filter(|one| one.config_dir == config_dir)
+            .flat_map(|one| one.services);
+        Ok(services.find(|service| format!("{}/{}", service.name, service.kind) == label))
+    }
+
+    /// Polls the status until `smtp inet` is as wanted, and returns it.
+    ///
+    /// # Errors
+    /// It did not come to pass; the message has the last status.
+    pub fn wait_service(
+        &self,
+        what: &str,
+        patience: Duration,
+        wanted: impl Fn(&Service) -> bool,
+    ) -> Result<Service> {
+        let mut last = None;
+        let found = wait_for(what, patience, || {
+            last = self.find_service("smtp/inet")?;
+            Ok(last.clone().filter(&wanted))
+        });
+        found.with_context(|| format!("last status of smtp/inet: {last:#?}"))
+    }
+
+    /// /metrics, read.
+    ///
+    /// # Errors
+    /// No answer, or not the text format.
+    pub fn metrics(&self) -> Result<Scrape> {
+        Scrape::parse(&self.metrics_text()?)
+    }
+
+    /// /metrics as it is.
+    ///
+    /// # Errors
+    /// No answer, or another status than 200.
+    pub fn metrics_text(&self) -> Result<String> {
+        let (status, body) = self.sentinel.get("/metrics")?;
+        ensure!(status == 200, "/metrics: status {status}: {body}");
+        Ok(body)
+    }
+
+    /// kill -9: no chance to put anything in order.
+    ///
+    /// # Errors
+    /// It was gone already.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.kill()?;
+        self.ended = Some(self.process.wait()?);
+        Ok(())
+    }
+
+    /// SIGTERM, and the exit code of the orderly end.
+    ///
+    /// # Errors
+    /// It does not end within a minute.
+    pub fn terminate(mut self) -> Result<Option<i32>> {
+        kill(Pid::from_raw(i32::try_from(self.process.id())?), Signal::SIGTERM)?;
+        let status = wait_for("the daemon to end after SIGTERM", PATIENCE, || {
+            Ok(self.process.try_wait()?)
+        })?;
+        self.ended = Some(status);
+        Ok(status.code())
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of the daemon in the failed lab\n{}", self.sentinel.log());
+        }
+    }
+}
+
+/// The daemon's binary: beside the directory of the running test program. Cargo does not build the programs of another
+/// package for a test, so it can be missing or older than what it is made of; a test of yesterday's daemon would be worse
+/// than none.
+fn program() -> Result<PathBuf> {
+    const BUILD: &str = "run `cargo build --package smtp-sentinel` (`cargo xtask test` does)";
+    let own = env::current_exe()?;
+    let profile = own
+        .ancestors()
+        .skip(1)
+        .find(|directory| !directory.ends_with("deps"));
+    let program = profile
+        .context("a program lies in a directory")?
+        .join("smtp-sentinel");
+    ensure!(program.is_file(), "{} is not there: {BUILD}", program.display());
+    let built = program.metadata()?.modified()?;
+    for source in sources(&program.with_extension("d")) {
+        // A source that is gone was renamed or removed since.
+        let newer = source
+            .metadata()
+            .and_then(|meta| meta.modified())
+            .is_ok_and(|changed| changed <= built);
+        ensure!(
+            newer,
+            "{} is older than {}: {BUILD}",
+            program.display(),
+            source.display()
+        );
+    }
+    Ok(program)
+}
+
+/// The sources that cargo itself lists for the binary, `BINARY: SOURCE SOURCE ...`, blanks escaped as in make.
+fn sources(list: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(list).unwrap_or_default();
+    let sources = text
+        .split_once(": ")
+        .map_or("", |(_, sources)| sources)
+        .trim_end();
+    let escaped = sources.replace("\\ ", "\0");
+    escaped
+        .split(' ')
+        .filter(|name| !name.is_empty())
+        .map(|name| name.replace('\0', " ").into())
+        .collect()
+}

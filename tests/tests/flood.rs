@@ -1,0 +1,288 @@
+//! The main job: a flood is seen, stress mode goes on in time, mail keeps flowing, and master.cf is in the end what it was.
+//! And what must not happen: edits where an administrator has decided, or where stress mode would do nothing.
+
+use std::time::Duration;
+
+use sentinel_lab::attackers::{Arrival, Attack, Attackers};
+use sentinel_lab::clock::wait_until;
+use sentinel_lab::senders::{Tally, Traffic};
+use sentinel_lab::sentinel::{Daemon, Sentinel};
+use sentinel_lab::{Lab, master_cf};
+use smtp_sentinel::controller::State;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Takes 15 of 20 slots and sits. Not all: at the last one master's own stress mode would come on, and hide whose it is.
+fn flood(lab: &Lab) -> Attackers {
+    let attack = Attack::silent(Arrival::Burst {
+        count: 15,
+        within: Duration::from_secs(3),
+    });
+    lab.attack(attack).expect("attackers start")
+}
+
+fn wait_state(daemon: &Daemon<'_>, state: State) {
+    daemon
+        .wait_service(&format!("smtp/inet to be {state:?}"), PATIENCE, |service| {
+            service.state == state
+        })
+        .unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+fn wait_verdict(daemon: &Daemon<'_>, kind: &str) {
+    daemon
+        .wait_service(&format!("the verdict {kind}"), PATIENCE, |service| {
+            service.verdict.kind == kind
+        })
+        .unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+/// The lines that `new` has beyond those of `old`; `None` when a line of `old` is changed, moved or gone.
+fn added_lines(old: &[u8], new: &[u8]) -> Option<Vec<String>> {
+    let mut added = Vec::new();
+    let mut rest = new.split_inclusive(|&byte| byte == b'\n');
+    for wanted in old.split_inclusive(|&byte| byte == b'\n') {
+        loop {
+            let line = rest.next()?;
+            if line == wanted {
+                break;
+            }
+            added.push(String::from_utf8_lossy(line).into_owned());
+        }
+    }
+    added.extend(rest.map(|line| String::from_utf8_lossy(line).into_owned()));
+    Some(added)
+}
+
+#[test]
+fn a_flood_trips_and_its_end_gives_every_byte_back() {
+    let lab = Lab::builder()
+        .master_cf(master_cf::weathered(20))
+        .start()
+        .unwrap();
+    let original = lab.postfix.master_cf().unwrap();
+    let sentinel = Sentinel::install(&lab).unwrap();
+    let daemon = sentinel.start().unwrap();
+    let senders = lab.senders(Traffic::new(2.0)).unwrap();
+    wait_until("mail to flow", PATIENCE, || Ok(senders.so_far().len() >= 5)).unwrap();
+    wait_state(&daemon, State::Normal);
+    assert_eq!(
+        lab.postfix.master_cf().unwrap(),
+        original,
+        "calm is no reason to edit"
+    );
+
+    let attackers = flood(&lab);
+    wait_state(&daemon, State::Stressed);
+    let edited = lab.postfix.master_cf().unwrap();
+    let added = added_lines(&original, &edited).expect("every line of the administrator is still there");
+    assert_eq!(
+        added.len(),
+        2,
+        "one argument line and one comment line: {added:?}"
+    );
+    let (comment, argument) = (
+        added.iter().find(|line| line.starts_with('#')),
+        &added.iter().find(|line| !line.starts_with('#')),
+    );
+    assert!(
+        comment.is_some_and(|line| line.contains("smtp-sentinel")),
+        "{added:?}"
+    );
+    assert!(
+        argument.is_some_and(|line| line.trim() == "-o stress=yes"),
+        "{added:?}"
+    );
+    let youngest = lab
+        .postfix
+        .wait_youngest("in stress", PATIENCE, |one| {
+            one.stress_of_master_cf() == Some("yes")
+        })
+        .unwrap();
+    assert_eq!(youngest.stress(), Some("yes"));
+    assert_eq!(lab.postfix.reloads(), 1);
+
+    let toll = attackers.toll();
+    assert_eq!(
+        toll.holding, 15,
+        "those that hang keep their time, a reload frees none: {toll:?}"
+    );
+    attackers.stop().unwrap();
+    wait_state(&daemon, State::Normal);
+    assert_eq!(lab.postfix.master_cf().unwrap(), original);
+    wait_until("the second reload", PATIENCE, || Ok(lab.postfix.reloads() == 2)).unwrap();
+    lab.postfix
+        .wait_youngest("without our argument", PATIENCE, |one| {
+            one.stress_of_master_cf().is_none()
+        })
+        .unwrap();
+
+    let tally = Tally::of(&senders.stop().unwrap());
+    assert_eq!(tally.delivered, tally.tried, "{tally:?}");
+
+    let history = sentinel.history().unwrap();
+    let states: Vec<_> = history
+        .iter()
+        .filter(|entry| entry.kind == "transition")
+        .filter_map(|entry| entry.to.as_deref())
+        .collect();
+    assert_eq!(states.first(), Some(&"stressed"), "{history:#?}");
+    assert_eq!(states.last(), Some(&"normal"), "{history:#?}");
+    let trip = history
+        .iter()
+        .find(|entry| entry.is_transition_to("stressed"))
+        .unwrap();
+    assert!(
+        trip.reasons.iter().any(|reason| reason.contains("15")),
+        "the reasons tell the numbers: {trip:?}"
+    );
+    let done = |action: &str| {
+        history
+            .iter()
+            .filter(|entry| {
+                entry.action.as_deref() == Some(action) && entry.outcome.as_deref() == Some("done")
+            })
+            .count()
+    };
+    assert_eq!((done("edit"), done("undo")), (1, 1), "{history:#?}");
+
+    let metrics = daemon.metrics().unwrap();
+    let sum = |name: &str, label| metrics.sum(&format!("smtp_sentinel_{name}"), &[label]);
+    assert_eq!(sum("transitions_total", ("to", "stressed")), Some(1.0));
+    assert_eq!(sum("transitions_total", ("to", "normal")), Some(1.0));
+    assert_eq!(sum("reloads_total", ("result", "done")), Some(2.0));
+    assert_eq!(sum("state", ("state", "normal")), Some(1.0));
+}
+
+#[test]
+fn sigterm_gives_back_what_is_ours() {
+    let lab = Lab::new().unwrap();
+    let original = lab.postfix.master_cf().unwrap();
+    let sentinel = Sentinel::install(&lab).unwrap();
+    let daemon = sentinel.start().unwrap();
+    let _attackers = flood(&lab);
+    wait_state(&daemon, State::Stressed);
+    assert_eq!(daemon.terminate().unwrap(), Some(0), "{}", sentinel.log());
+    assert_eq!(lab.postfix.master_cf().unwrap(), original);
+    wait_until("the second reload", PATIENCE, || Ok(lab.postfix.reloads() == 2)).unwrap();
+    let history = sentinel.history().unwrap();
+    assert!(
+        history
+            .iter()
+            .any(|entry| entry.action.as_deref() == Some("undo")),
+        "{history:#?}"
+    );
+}
+
+#[test]
+fn restore_undoes_what_a_killed_daemon_left() {
+    let lab = Lab::builder()
+        .master_cf(master_cf::weathered(20))
+        .start()
+        .unwrap();
+    let original = lab.postfix.master_cf().unwrap();
+    let sentinel = Sentinel::install(&lab).unwrap();
+    let daemon = sentinel.start().unwrap();
+    let _attackers = flood(&lab);
+    wait_state(&daemon, State::Stressed);
+    daemon.kill().unwrap();
+    assert_ne!(lab.postfix.master_cf().unwrap(), original);
+
+    let answer = sentinel.ask(&["restore"]).unwrap();
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    assert_eq!(lab.postfix.master_cf().unwrap(), original);
+    wait_until("the second reload", PATIENCE, || Ok(lab.postfix.reloads() == 2)).unwrap();
+
+    let again = sentinel.ask(&["restore"]).unwrap();
+    assert_eq!(again.code, Some(0), "nothing to restore is no failure: {again:?}");
+    assert_eq!(lab.postfix.master_cf().unwrap(), original);
+    assert_eq!(lab.postfix.reloads(), 2, "it reloads once");
+}
+
+#[test]
+fn the_next_start_undoes_what_a_killed_daemon_left() {
+    let lab = Lab::new().unwrap();
+    let original = lab.postfix.master_cf().unwrap();
+    let sentinel = Sentinel::install(&lab).unwrap();
+    let daemon = sentinel.start().unwrap();
+    let attackers = flood(&lab);
+    wait_state(&daemon, State::Stressed);
+    daemon.kill().unwrap();
+    assert_ne!(lab.postfix.master_cf().unwrap(), original);
+    attackers.stop().unwrap();
+    wait_until("the slots to be free", PATIENCE, || Ok(lab.sockets()?.held == 0)).unwrap();
+
+    let daemon = sentinel.start().unwrap();
+    wait_until("the original bytes", PATIENCE, || {
+        Ok(lab.postfix.master_cf()? == original)
+    })
+    .unwrap();
+    wait_state(&daemon, State::Normal);
+    wait_until("the second reload", PATIENCE, || Ok(lab.postfix.reloads() == 2)).unwrap();
+    assert_eq!(daemon.terminate().unwrap(), Some(0));
+    assert_eq!(lab.postfix.master_cf().unwrap(), original);
+    assert_eq!(lab.postfix.reloads(), 2, "it reloads once");
+}
+
+#[test]
+fn a_stress_of_the_administrators_own_is_law() {
+    let services = format!("{}  -o stress=\n", master_cf::smtp(20));
+    let lab = Lab::builder()
+        .master_cf(master_cf::with_inner(&services))
+        .start()
+        .unwrap();
+    assert_untouched_in_a_flood(&lab, "stress");
+}
+
+#[test]
+fn observing_decides_and_touches_nothing() {
+    let lab = Lab::new().unwrap();
+    let original = lab.postfix.master_cf().unwrap();
+    let settings = sentinel_lab::sentinel::Settings {
+        act: "mode = \"observe\"".to_owned(),
+        ..sentinel_lab::sentinel::Settings::default()
+    };
+    let sentinel = Sentinel::install_with(&lab, &settings).unwrap();
+    let daemon = sentinel.start().unwrap();
+    let attackers = flood(&lab);
+    wait_verdict(&daemon, "hogged");
+    attackers.stop().unwrap();
+    wait_verdict(&daemon, "calm");
+    assert_eq!(lab.postfix.master_cf().unwrap(), original);
+    assert_eq!(lab.postfix.reloads(), 0);
+}
+
+#[test]
+fn a_service_on_loopback_only_is_watched_and_left_alone() {
+    let lab = Lab::builder()
+        .main_cf("inet_interfaces = loopback-only")
+        .start()
+        .unwrap();
+    let sentinel = Sentinel::install(&lab).unwrap();
+    let daemon = sentinel.start().unwrap();
+    let service = daemon
+        .wait_service("smtp/inet to be watched", PATIENCE, |_| true)
+        .unwrap();
+    assert!(!service.actionable);
+    assert!(service.reason.contains("loopback"), "{}", service.reason);
+}
+
+/// Floods a service that the sentinel must not touch, and sees it say so and keep its hands off.
+fn assert_untouched_in_a_flood(lab: &Lab, word: &str) {
+    let original = lab.postfix.master_cf().expect("master.cf is there");
+    let sentinel = Sentinel::install(lab).expect("the sentinel is built");
+    let daemon = sentinel.start().expect("it starts");
+    let _attackers = flood(lab);
+    wait_verdict(&daemon, "hogged");
+    let service = daemon
+        .find_service("smtp/inet")
+        .expect("status answers")
+        .expect("the service is watched");
+    assert!(!service.actionable);
+    assert!(service.reason.contains(word), "{}", service.reason);
+    assert_eq!(service.state, State::Normal);
+    // As long as the trip dwell, several times over.
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(lab.postfix.master_cf().expect("master.cf is there"), original);
+    assert_eq!(lab.postfix.reloads(), 0);
+}
