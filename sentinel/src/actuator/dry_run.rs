@@ -17,7 +17,9 @@ pub struct DryRun {
 
 impl Default for DryRun {
     fn default() -> Self {
-        Self { masters: Box::new(System) }
+        Self {
+            masters: Box::new(System),
+        }
     }
 }
 
@@ -35,8 +37,11 @@ impl DryRun {
         let dir = ConfigDir::open(&target.master.config_dir)?;
         dir.replaceable()?;
         let original = dir.read()?;
-        let candidate = edit::insert(&original.bytes, &target.service, now.wall)
-            .map_err(|source| ActError::Edit { path: dir.path().join(MASTER_CF), source })?;
+        let candidate =
+            edit::insert(&original.bytes, &target.service, now.wall).map_err(|source| ActError::Edit {
+                path: dir.path().join(MASTER_CF),
+                source,
+            })?;
         check::edited(dir.path(), &original.bytes, &candidate)?;
         Ok(HistoryEntry {
             reasons: reasons.to_vec(),

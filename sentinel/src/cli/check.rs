@@ -1,6 +1,8 @@
 //! `check`: can it work here? Looks and changes nothing; each finding says what it means and what to do about it.
 
 mod files;
+mod postfix;
+mod probes;
 mod system;
 
 use std::path::Path;
@@ -76,9 +78,8 @@ pub(super) fn execute(args: &Args) -> Result<Code, Failure> {
 
 fn look(config: &Config) -> Vec<Finding> {
     let mut findings = system::findings();
-    for dir in &config.discovery.config_dirs {
-        findings.push(postfix_config(dir, config.act.mode));
-    }
+    findings.extend(probes::findings());
+    findings.extend(postfix::findings(config));
     findings.push(files::own_dir("state_dir", &config.paths.state_dir));
     findings.push(files::own_dir("runtime_dir", &config.paths.runtime_dir));
     findings

@@ -3,10 +3,11 @@
 use std::io;
 use std::process::ExitCode;
 
-use crate::actuator::JournalError;
+use crate::actuator::{ActError, JournalError};
 use crate::config::ConfigError;
 use crate::control::{AskError, ControlError};
 use crate::metrics::http::HttpError;
+use crate::run::RunError;
 
 /// The exit codes; those above 1 are of sysexits.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,9 +108,30 @@ impl From<JournalError> for Failure {
     fn from(error: JournalError) -> Self {
         let code = match &error {
             JournalError::Read { source, .. } => unless_denied(Code::No, source),
-            #[expect(unreachable_patterns, reason = "the journal has errors of writing too")]
             _ => Code::No,
         };
         Self::new(code, error.to_string())
+    }
+}
+
+impl From<ActError> for Failure {
+    fn from(error: ActError) -> Self {
+        let code = if error.not_permitted() {
+            Code::NotPermitted
+        } else {
+            Code::No
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Act(error) => error.into(),
+            RunError::Control(error) => error.into(),
+            RunError::Http(error) => error.into(),
+            RunError::Runtime(_) => Self::new(Code::No, error.to_string()),
+        }
     }
 }

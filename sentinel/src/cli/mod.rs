@@ -5,6 +5,7 @@ mod check;
 mod failure;
 mod history;
 mod plain;
+mod restore;
 mod run;
 mod status;
 
@@ -36,6 +37,8 @@ enum Command {
     Status(status::Args),
     /// List every transition and action, newest last
     History(history::Args),
+    /// Undo what the journal says is ours, without a daemon
+    Restore(restore::Args),
 }
 
 /// Which configuration; every subcommand has it.
@@ -70,6 +73,7 @@ pub fn execute(cli: Cli) -> Result<Code, Failure> {
         Command::Check(args) => check::execute(&args),
         Command::Status(args) => status::execute(&args),
         Command::History(args) => history::execute(&args),
+        Command::Restore(args) => restore::execute(&args),
     }
 }
 

@@ -1,17 +1,11 @@
-//! `run`: the daemon. Sets up what the process needs around it; what it does all day is not said here.
+//! `run`: the daemon. Sets up what the process needs around it; what it does all day is in [`crate::run`].
 
 use std::io::IsTerminal;
-use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::{Code, ConfigFile, Failure};
-use crate::clock;
-use crate::config::Config;
-use crate::control;
-use crate::metrics::http;
-use crate::status::Board;
+use crate::run::daemon;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -25,42 +19,8 @@ pub(super) struct Args {
 pub(super) fn execute(args: &Args) -> Result<Code, Failure> {
     let config = args.file.load()?;
     log_to_stderr();
-    let failed = |error: std::io::Error| Failure::new(Code::No, format!("cannot start: {error}"));
-    // One thread: there is little to do, and all of it is for the same few masters.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(failed)?;
-    tracing::info!(config = %args.file.name(), dry_run = args.dry_run, "starting");
-    runtime.block_on(serve(&config))
-}
-
-/// Answers on the control socket and over HTTP until it is told to end.
-async fn serve(config: &Config) -> Result<Code, Failure> {
-    let failed = |error: std::io::Error| Failure::new(Code::No, format!("cannot take signals: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let board = Arc::new(Board::new(clock::now().mono));
-    let control = control::Server::bind(&config.paths.control_socket())?;
-    let http = match config.metrics.listen {
-        Some(address) => Some(http::Server::bind(address).await?),
-        None => None,
-    };
-    let http = async {
-        match http {
-            Some(server) => {
-                tracing::info!(address = %server.address(), "metrics");
-                server.serve(Arc::clone(&board), clock::now).await;
-            }
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = control.serve(Arc::clone(&board)) => {}
-        () = http => {}
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    tracing::info!(config = %args.file.name(), "configuration read");
+    daemon(config, args.dry_run)?;
     Ok(Code::Done)
 }
 

@@ -53,7 +53,9 @@ impl Watch {
     /// Both lists as names of services, the way master.cf could write them: `smtp/inet`, `25/inet`.
     pub fn names(&self) -> Vec<String> {
         let services = self.services.iter().map(ToString::to_string);
-        services.chain(self.ports.iter().map(|port| format!("{port}/inet"))).collect()
+        services
+            .chain(self.ports.iter().map(|port| format!("{port}/inet")))
+            .collect()
     }
 }
 

@@ -80,7 +80,9 @@ impl Engine {
             saw |= attend(instance, &mut self.hands, &self.config, &probed, now);
         }
         self.watch_listeners();
-        let due = self.reported_at.is_none_or(|at| now.mono.saturating_duration_since(at) >= REPORT_EVERY);
+        let due = self
+            .reported_at
+            .is_none_or(|at| now.mono.saturating_duration_since(at) >= REPORT_EVERY);
         if saw || due {
             self.reported_at = Some(now.mono);
             self.report(now);
@@ -102,12 +104,21 @@ impl Engine {
     }
 
     fn discover(&mut self, now: Now) {
-        let every = if self.instances.iter().all(Instance::alive) { DISCOVER_EVERY } else { DISCOVER_AT_MOST_EVERY };
-        if self.discovered_at.is_some_and(|at| now.mono.saturating_duration_since(at) < every) {
+        let every = if self.instances.iter().all(Instance::alive) {
+            DISCOVER_EVERY
+        } else {
+            DISCOVER_AT_MOST_EVERY
+        };
+        if self
+            .discovered_at
+            .is_some_and(|at| now.mono.saturating_duration_since(at) < every)
+        {
             return;
         }
         self.discovered_at = Some(now.mono);
+        let room = self.config.discovery.max_instances;
         for master in self.running() {
+            let count = self.instances.len();
             let id = master.config_dir.display().to_string();
             match self.instances.iter_mut().find(|instance| instance.id == id) {
                 Some(instance) if instance.master == master => {}
@@ -115,7 +126,7 @@ impl Engine {
                     tracing::info!(instance = %id, pid = master.pid, "Postfix was restarted");
                     instance.replace_master(master);
                 }
-                None if self.instances.len() < self.config.discovery.max_instances => {
+                None if count < room => {
                     tracing::info!(instance = %id, pid = master.pid, "Postfix found");
                     self.instances.push(Instance::new(master, &self.config));
                 }
@@ -128,7 +139,10 @@ impl Engine {
     fn forget_stopped(&mut self, now: Now) {
         let hands = &mut self.hands;
         self.instances.retain_mut(|instance| {
-            if !instance.gone_for(now.mono).is_some_and(|gone| gone >= RESTART_WITHIN) {
+            if !instance
+                .gone_for(now.mono)
+                .is_some_and(|gone| gone >= RESTART_WITHIN)
+            {
                 return true;
             }
             tracing::info!(instance = %instance.id, "Postfix has stopped");
@@ -138,8 +152,12 @@ impl Engine {
     }
 
     fn watch_listeners(&mut self) {
-        let wanted: BTreeSet<ListenerId> =
-            self.instances.iter().flat_map(|instance| &instance.services).flat_map(Service::listener_ids).collect();
+        let wanted: BTreeSet<ListenerId> = self
+            .instances
+            .iter()
+            .flat_map(|instance| &instance.services)
+            .flat_map(Service::listener_ids)
+            .collect();
         if wanted != self.watched {
             let listeners: Vec<_> = wanted.iter().copied().collect();
             self.probes.watch(&listeners);
@@ -150,9 +168,13 @@ impl Engine {
     fn report(&self, now: Now) {
         let permitted = self.hands.permitted();
         for instance in &self.instances {
-            self.board.set_accept_overflows(&instance.id, listen_overflows(instance.master.pid).ok());
+            self.board
+                .set_accept_overflows(&instance.id, listen_overflows(instance.master.pid).ok());
         }
-        let instances = self.instances.iter().map(|one| report::instance(one, &instance_actionable(one, &permitted)));
+        let instances = self
+            .instances
+            .iter()
+            .map(|one| report::instance(one, &instance_actionable(one, &permitted)));
         let report = Report {
             version: env!("CARGO_PKG_VERSION").into(),
             mode: self.hands.mode(),
@@ -164,7 +186,11 @@ impl Engine {
 }
 
 fn instance_actionable(instance: &Instance, permitted: &Result<(), String>) -> Result<(), String> {
-    if instance.trouble.is_empty() { permitted.clone() } else { Err(instance.trouble.clone()) }
+    if instance.trouble.is_empty() {
+        permitted.clone()
+    } else {
+        Err(instance.trouble.clone())
+    }
 }
 
 /// One tick of one instance. `true` when something new was seen.
@@ -177,7 +203,9 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
     if instance.refresh(config, now.mono) && hands.mode() == Mode::Enforce {
         notice_outside_edits(instance, hands, now);
     }
-    let Some(found) = instance.look(config, now.mono) else { return false };
+    let Some(found) = instance.look(config, now.mono) else {
+        return false;
+    };
     for (index, found) in found.into_iter().enumerate() {
         let look = instance.combine(index, found, probed, now.mono);
         instance.services[index].see(look);
@@ -190,9 +218,19 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
 /// Somebody took our lines out: their file, their decision. The state follows, and nothing is put back.
 fn notice_outside_edits(instance: &mut Instance, hands: &mut Hands, now: Now) {
     let mut lost = false;
-    for service in instance.services.iter_mut().filter(|service| service.in_force() && !service.lines_in_file) {
+    for service in instance
+        .services
+        .iter_mut()
+        .filter(|service| service.in_force() && !service.lines_in_file)
+    {
         let what = "our lines are no longer in master.cf: somebody else took them out, and they stay out";
-        hands.outside_edit(&instance.id, &service.watched.id, what, service.controller.state(), now);
+        hands.outside_edit(
+            &instance.id,
+            &service.watched.id,
+            what,
+            service.controller.state(),
+            now,
+        );
         service.under_way = None;
         if let Some(change) = service.controller.lost(now.mono, what.into()) {
             instance.budget.release();
@@ -208,15 +246,25 @@ fn notice_outside_edits(instance: &mut Instance, hands: &mut Hands, now: Now) {
 }
 
 fn decide(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
-    let actionable =
-        instance_actionable(instance, &hands.permitted()).and_then(|()| instance.services[index].watched.actionable.clone());
+    let actionable = instance_actionable(instance, &hands.permitted())
+        .and_then(|()| instance.services[index].watched.actionable.clone());
     let budget = instance.budget.may_trip(now.mono);
     let service = &mut instance.services[index];
     // One act at a time: the next one waits until the last is known to have taken.
-    let (Some(seen), None) = (&service.seen, &service.under_way) else { return };
+    let (Some(seen), None) = (&service.seen, &service.under_way) else {
+        return;
+    };
     let native_stress = service.watched.native && seen.sample.native_stress.value() == Some(&true);
     let verdict = seen.verdict.clone();
-    let step = service.controller.step(now.mono, &verdict, &Gate { actionable, native_stress, budget });
+    let step = service.controller.step(
+        now.mono,
+        &verdict,
+        &Gate {
+            actionable,
+            native_stress,
+            budget,
+        },
+    );
     let id = service.watched.id.clone();
     if let Some(change) = step.transition {
         hands.transition(&instance.id, &id, change, now);
@@ -232,10 +280,21 @@ fn decide(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
     carry_out(instance, index, act, reasons, hands, now);
 }
 
-fn carry_out(instance: &mut Instance, index: usize, act: Act, reasons: Vec<String>, hands: &mut Hands, now: Now) {
+fn carry_out(
+    instance: &mut Instance,
+    index: usize,
+    act: Act,
+    reasons: Vec<String>,
+    hands: &mut Hands,
+    now: Now,
+) {
     let service = &mut instance.services[index];
     let id = service.watched.id.clone();
-    let target = Target { instance: instance.id.clone(), master: instance.master.clone(), service: id.clone() };
+    let target = Target {
+        instance: instance.id.clone(),
+        master: instance.master.clone(),
+        service: id.clone(),
+    };
     let result = match act {
         Act::Trip => hands.trip(&target, &reasons, now),
         Act::Clear => hands.clear(&target, &reasons, now),
@@ -259,7 +318,9 @@ fn carry_out(instance: &mut Instance, index: usize, act: Act, reasons: Vec<Strin
 fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
     let workers = instance.workers().to_vec();
     for service in &mut instance.services {
-        let Some(under_way) = &service.under_way else { continue };
+        let Some(under_way) = &service.under_way else {
+            continue;
+        };
         match under_way.verification.step(now.mono, alive, &workers) {
             Progress::Pending => {}
             Progress::Confirmed(how) => {
@@ -288,7 +349,11 @@ fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
         hands.restore(&[instance.master.config_dir.clone()], now);
     }
     for service in instance.services.iter_mut().filter(|service| service.in_force()) {
-        let change = Transition { from: service.controller.state(), to: State::Normal, reasons: vec![why.to_owned()] };
+        let change = Transition {
+            from: service.controller.state(),
+            to: State::Normal,
+            reasons: vec![why.to_owned()],
+        };
         hands.transition(&instance.id, &service.watched.id, change, now);
     }
 }

@@ -37,14 +37,20 @@ impl Front {
         board: Arc<Board>,
         stopped: SyncSender<&'static str>,
     ) -> Result<Self, RunError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(RunError::Runtime)?;
         let bound = runtime.block_on(bind(listen, &control_socket))?;
         let (stop, asked) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("front".into())
             .spawn(move || runtime.block_on(serve(bound, board, stopped, asked)))
             .map_err(RunError::Runtime)?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 }
 
@@ -72,7 +78,12 @@ async fn bind(listen: Option<SocketAddr>, control_socket: &std::path::Path) -> R
     if let Some(http) = &http {
         tracing::info!("metrics on http://{}/metrics", http.address());
     }
-    Ok(Bound { http, control, stops, hangup })
+    Ok(Bound {
+        http,
+        control,
+        stops,
+        hangup,
+    })
 }
 
 async fn serve(
@@ -81,7 +92,12 @@ async fn serve(
     stopped: SyncSender<&'static str>,
     mut asked: oneshot::Receiver<()>,
 ) {
-    let Bound { http, control, stops: [mut terminate, mut interrupt], mut hangup } = bound;
+    let Bound {
+        http,
+        control,
+        stops: [mut terminate, mut interrupt],
+        mut hangup,
+    } = bound;
     let http = async {
         match http {
             Some(http) => http.serve(Arc::clone(&board), clock::now).await,

@@ -31,7 +31,12 @@ pub enum Done {
 
 impl Hands {
     pub fn new(mode: Mode, actuator: Actuator, board: Arc<Board>) -> Self {
-        Self { mode, actuator, dry_run: DryRun::default(), board }
+        Self {
+            mode,
+            actuator,
+            dry_run: DryRun::default(),
+            board,
+        }
     }
 
     pub fn mode(&self) -> Mode {
@@ -55,7 +60,12 @@ impl Hands {
             return Ok(Done::Pretended);
         }
         let result = self.actuator.trip(target, reasons, now);
-        self.told(&target.instance, &target.service, "stress=yes is in master.cf, and the master was told", &result);
+        self.told(
+            &target.instance,
+            &target.service,
+            "stress=yes is in master.cf, and the master was told",
+            &result,
+        );
         result.map(|act| Done::InFlight(Box::new(act)))
     }
 
@@ -66,20 +76,29 @@ impl Hands {
             return Ok(Done::Pretended);
         }
         let result = self.actuator.clear(target, reasons, now);
-        self.told(&target.instance, &target.service, "our lines are out of master.cf, and the master was told", &result);
+        self.told(
+            &target.instance,
+            &target.service,
+            "our lines are out of master.cf, and the master was told",
+            &result,
+        );
         result.map(|act| Done::InFlight(Box::new(act)))
     }
 
     /// The reload took.
     pub fn confirmed(&self, act: &InFlight, how: &str) {
-        let Target { instance, service, .. } = &act.target;
+        let Target {
+            instance, service, ..
+        } = &act.target;
         tracing::info!(%instance, %service, "reload verified: {how}");
         self.board.count_reload(instance, ReloadResult::Done);
     }
 
     /// The reload did not take: puts the old bytes back.
     pub fn failed(&mut self, act: InFlight, why: &str, now: Now) {
-        let Target { instance, service, .. } = act.target.clone();
+        let Target {
+            instance, service, ..
+        } = act.target.clone();
         tracing::error!(%instance, %service, "reload failed: {why}; taking our lines out of master.cf");
         self.board.count_reload(&instance, ReloadResult::Failed);
         if let Err(error) = self.actuator.rollback(act, why, now) {
@@ -109,7 +128,14 @@ impl Hands {
         });
     }
 
-    pub fn refusal(&mut self, instance: &str, service: &ServiceId, reason: String, verdict: &[String], now: Now) {
+    pub fn refusal(
+        &mut self,
+        instance: &str,
+        service: &ServiceId,
+        reason: String,
+        verdict: &[String],
+        now: Now,
+    ) {
         tracing::warn!(%instance, %service, "not acting: {reason}; {}", verdict.join("; "));
         let reasons = std::iter::once(reason).chain(verdict.iter().cloned()).collect();
         self.actuator.record(HistoryEntry {

@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 use procfs::process::{FDTarget, Process};
 
 use super::service::Service;
-use crate::actuator::Worker;
 use crate::config::Config;
 use crate::controller::Budget;
+use crate::postfix::endpoint::same_service;
 use crate::postfix::main_cf::Settings;
 use crate::postfix::master_cf::MasterCf;
 use crate::postfix::processes::{Processes, Smtpd};
 use crate::postfix::services::{WatchedService, watched};
-use crate::postfix::endpoint::same_service;
 use crate::postfix::{Master, ServiceId, discovery, edit, locks};
 use crate::probes::ListenerReading;
 use crate::signals::service::{ListenerLook, Look, Slots};
@@ -51,7 +50,7 @@ pub struct Instance {
     stamped_at: Option<Instant>,
     looked_at: Option<Instant>,
     gone_since: Option<Instant>,
-    workers: Vec<Worker>,
+    workers: Vec<Smtpd>,
 }
 
 /// What tells that a configuration file was changed or replaced.
@@ -109,7 +108,7 @@ impl Instance {
     }
 
     /// The smtpd processes of the last tick, as the verification of a reload wants them.
-    pub fn workers(&self) -> &[Worker] {
+    pub fn workers(&self) -> &[Smtpd] {
         &self.workers
     }
 
@@ -123,7 +122,10 @@ impl Instance {
 
     /// Reads master.cf and main.cf again if they have changed since. `true` when they have.
     pub fn refresh(&mut self, config: &Config, now: Instant) -> bool {
-        if self.stamped_at.is_some_and(|at| now.saturating_duration_since(at) < CONFIGURATION_EVERY) {
+        if self
+            .stamped_at
+            .is_some_and(|at| now.saturating_duration_since(at) < CONFIGURATION_EVERY)
+        {
             return false;
         }
         self.stamped_at = Some(now);
@@ -138,10 +140,14 @@ impl Instance {
 
     fn read_configuration(&mut self, config: &Config) {
         let path = self.master_cf();
-        let read = fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display())).and_then(|bytes| {
-            let settings = Settings::of(&self.master.config_dir, &self.master.daemon_dir);
-            settings.map(|settings| (bytes, settings)).map_err(|error| error.to_string())
-        });
+        let read = fs::read(&path)
+            .map_err(|error| format!("cannot read {}: {error}", path.display()))
+            .and_then(|bytes| {
+                let settings = Settings::of(&self.master.config_dir, &self.master.daemon_dir);
+                settings
+                    .map(|settings| (bytes, settings))
+                    .map_err(|error| error.to_string())
+            });
         let (bytes, settings) = match read {
             Ok(read) => read,
             Err(reason) => {
@@ -151,8 +157,11 @@ impl Instance {
         };
         self.trouble.clear();
         self.version = settings.version.clone();
-        let mut known: HashMap<ServiceId, Service> =
-            self.services.drain(..).map(|service| (service.watched.id.clone(), service)).collect();
+        let mut known: HashMap<ServiceId, Service> = self
+            .services
+            .drain(..)
+            .map(|service| (service.watched.id.clone(), service))
+            .collect();
         for entry in watched(&MasterCf::parse(&bytes), &settings, &config.watch.names()) {
             let service = match known.remove(&entry.id) {
                 Some(mut service) => {
@@ -181,31 +190,44 @@ impl Instance {
     pub fn look(&mut self, config: &Config, now: Instant) -> Option<Vec<SocketsAndProcesses>> {
         let smtpd = match self.processes.update(&self.master) {
             Ok(smtpd) => {
-                self.workers = smtpd.iter().map(worker).collect();
+                self.workers = smtpd.clone();
                 Reading::exact(smtpd, now)
             }
             Err(error) => Reading::unavailable(format!("cannot list the processes of the master: {error}")),
         };
-        let due = self.looked_at.is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY);
+        let due = self
+            .looked_at
+            .is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY);
         if !due && !self.worth_a_look(config, &smtpd) {
             return None;
         }
         self.looked_at = Some(now);
         let sockets = self.listening();
-        Some((0..self.services.len()).map(|index| self.look_at(index, &smtpd, &sockets, now)).collect())
+        Some(
+            (0..self.services.len())
+                .map(|index| self.look_at(index, &smtpd, &sockets, now))
+                .collect(),
+        )
     }
 
     fn worth_a_look(&self, config: &Config, smtpd: &Reading<Vec<Smtpd>>) -> bool {
         let from = config.detect.thresholds.trip() * LOOK_CLOSELY_FROM;
         self.services.iter().any(|service| {
-            let count = smtpd.value().map_or(0, |all| all.iter().filter(|one| one.service == service.watched.id).count());
-            service.in_force() || service.slots().is_some_and(|slots| count as f64 >= f64::from(slots) * from)
+            let count = smtpd.value().map_or(0, |all| {
+                all.iter().filter(|one| one.service == service.watched.id).count()
+            });
+            service.in_force()
+                || service
+                    .slots()
+                    .is_some_and(|slots| count as f64 >= f64::from(slots) * from)
         })
     }
 
     fn listening(&mut self) -> Result<Listening, String> {
         let diag = self.sockets.as_mut().map_err(|reason| reason.clone())?;
-        let all = diag.listeners().map_err(|error| format!("sock_diag does not list the listening sockets: {error}"))?;
+        let all = diag
+            .listeners()
+            .map_err(|error| format!("sock_diag does not list the listening sockets: {error}"))?;
         let owned = socket_inodes(self.master.pid)
             .map_err(|error| format!("cannot list the sockets of master {}: {error}", self.master.pid))?;
         Ok(Listening { all, owned })
@@ -219,13 +241,17 @@ impl Instance {
         now: Instant,
     ) -> SocketsAndProcesses {
         let watched = &self.services[index].watched;
-        let smtpd = smtpd
-            .clone()
-            .map(|all| all.into_iter().filter(|one| one.service == watched.id).collect::<Vec<_>>());
+        let smtpd = smtpd.clone().map(|all| {
+            all.into_iter()
+                .filter(|one| one.service == watched.id)
+                .collect::<Vec<_>>()
+        });
         if watched.id.kind == "pass" && watched.lock_tells_idle() {
             let busy = match (&smtpd, locks::idle_by_lock(&self.master, &watched.id)) {
                 (Reading::Unavailable(reason), _) => Reading::unavailable(reason),
-                (_, Err(error)) => Reading::unavailable(format!("cannot tell idle smtpd by their lock: {error}")),
+                (_, Err(error)) => {
+                    Reading::unavailable(format!("cannot tell idle smtpd by their lock: {error}"))
+                }
                 (Reading::Known { value, .. }, Ok(idle)) => {
                     Reading::sampled(count(value.iter().filter(|one| !idle.contains(&one.pid))), now)
                 }
@@ -234,7 +260,8 @@ impl Instance {
                 smtpd,
                 slots: Slots::BusyByLock(busy),
                 listeners: Vec::new(),
-                no_listeners: "a pass service has no TCP listener; its connections come through postscreen".into(),
+                no_listeners: "a pass service has no TCP listener; its connections come through postscreen"
+                    .into(),
             };
         }
         let ours = match sockets {
@@ -245,7 +272,12 @@ impl Instance {
             return SocketsAndProcesses::blind(smtpd, "the master listens on no socket for this service");
         }
         let slots = self.connections(sockets, &ours, now);
-        SocketsAndProcesses { smtpd, slots: Slots::Connections(slots), listeners: ours, no_listeners: String::new() }
+        SocketsAndProcesses {
+            smtpd,
+            slots: Slots::Connections(slots),
+            listeners: ours,
+            no_listeners: String::new(),
+        }
     }
 
     fn connections(
@@ -259,14 +291,18 @@ impl Instance {
         };
         // A wildcard listener does not own what came in through somebody else's socket on the very address.
         let ports: HashSet<u16> = ours.iter().map(|socket| socket.address.port()).collect();
-        let on_port: Vec<_> =
-            listening.all.iter().map(|socket| socket.address).filter(|address| ports.contains(&address.port())).collect();
+        let on_port: Vec<_> = listening
+            .all
+            .iter()
+            .map(|socket| socket.address)
+            .filter(|address| ports.contains(&address.port()))
+            .collect();
         let our_addresses: HashSet<_> = ours.iter().map(|socket| socket.address).collect();
         match diag.connections(&on_port) {
             Ok(all) => {
-                let mine = all
-                    .into_iter()
-                    .filter(|one| owner(&on_port, one.local).is_some_and(|socket| our_addresses.contains(&socket)));
+                let mine = all.into_iter().filter(|one| {
+                    owner(&on_port, one.local).is_some_and(|socket| our_addresses.contains(&socket))
+                });
                 Reading::sampled(mine.collect(), now)
             }
             Err(error) => Reading::unavailable(format!("sock_diag does not list the connections: {error}")),
@@ -282,8 +318,15 @@ impl Instance {
         now: Instant,
     ) -> Look {
         let listeners = found.listeners.into_iter().map(|socket| {
-            let id = ListenerId { netns: self.master.netns, address: socket.address };
-            ListenerLook { id, socket, probed: probed.get(&id).cloned() }
+            let id = ListenerId {
+                netns: self.master.netns,
+                address: socket.address,
+            };
+            ListenerLook {
+                id,
+                socket,
+                probed: probed.get(&id).cloned(),
+            }
         });
         Look {
             at: now,
@@ -327,14 +370,13 @@ impl Listening {
     fn of(&self, service: &WatchedService) -> Vec<ListenSocket> {
         let ours = |socket: &&ListenSocket| {
             self.owned.contains(&u64::from(socket.inode))
-                && service.listens.iter().any(|listen| listen.matches(socket.address))
+                && service
+                    .listens
+                    .iter()
+                    .any(|listen| listen.matches(socket.address))
         };
         self.all.iter().filter(ours).copied().collect()
     }
-}
-
-fn worker(smtpd: &Smtpd) -> Worker {
-    Worker { service: smtpd.service.clone(), start_time: smtpd.start_time, stress: smtpd.effective_stress }
 }
 
 fn open_sockets(master: &Master) -> Result<SockDiag, String> {
@@ -343,7 +385,12 @@ fn open_sockets(master: &Master) -> Result<SockDiag, String> {
         Ok(inode) if inode == u64::from(master.netns) => SockDiag::open(),
         _ => SockDiag::open_in(Path::new(&format!("/proc/{}/ns/net", master.pid))),
     };
-    opened.map_err(|error| format!("cannot open sock_diag in the network namespace of master {}: {error}", master.pid))
+    opened.map_err(|error| {
+        format!(
+            "cannot open sock_diag in the network namespace of master {}: {error}",
+            master.pid
+        )
+    })
 }
 
 fn socket_inodes(pid: i32) -> Result<HashSet<u64>, procfs::ProcError> {

@@ -49,7 +49,12 @@ pub fn daemon(config: Config, dry_run: bool) -> Result<(), RunError> {
     let actuator = Actuator::open(&config.paths.state_dir, reload_mode(&config))?;
     let board = Arc::new(Board::new(clock::now().mono));
     let (stop, stopped) = sync_channel(1);
-    let front = Front::start(config.metrics.listen, config.paths.control_socket(), Arc::clone(&board), stop)?;
+    let front = Front::start(
+        config.metrics.listen,
+        config.paths.control_socket(),
+        Arc::clone(&board),
+        stop,
+    )?;
     tracing::info!(?mode, version = env!("CARGO_PKG_VERSION"), "smtp-sentinel starts");
     let hands = Hands::new(mode, actuator, Arc::clone(&board));
     let mut engine = Engine::new(config, hands, Probes::start(), board);

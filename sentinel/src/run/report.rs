@@ -25,16 +25,31 @@ fn service(service: &Service) -> status::Service {
     let mut unavailable = BTreeMap::new();
     let (verdict, listeners) = match &service.seen {
         Some(seen) => (verdict(seen), seen.listeners.iter().map(listener).collect()),
-        None => (status::Verdict { kind: "unknown".into(), reasons: vec![NOT_YET.into()] }, Vec::new()),
+        None => (
+            status::Verdict {
+                kind: "unknown".into(),
+                reasons: vec![NOT_YET.into()],
+            },
+            Vec::new(),
+        ),
     };
-    let mut known = Known { seen: service.seen.as_ref(), unavailable: &mut unavailable };
+    let mut known = Known {
+        seen: service.seen.as_ref(),
+        unavailable: &mut unavailable,
+    };
     let limit = known.of("limit", |seen| seen.sample.limit.clone());
     let report = status::Service {
         name: service.watched.id.name.clone(),
         kind: service.watched.id.kind.clone(),
         state: service.controller.state(),
         actionable: service.watched.actionable.is_ok(),
-        reason: service.watched.actionable.as_ref().err().cloned().unwrap_or_default(),
+        reason: service
+            .watched
+            .actionable
+            .as_ref()
+            .err()
+            .cloned()
+            .unwrap_or_default(),
         pressure: service.seen.as_ref().and_then(|seen| seen.verdict.pressure),
         busy: known.of("busy", |seen| seen.sample.busy.clone()),
         processes: known.of("processes", |seen| seen.sample.processes.clone()),
@@ -48,24 +63,36 @@ fn service(service: &Service) -> status::Service {
         },
         native_stress: known.of("native_stress", |seen| seen.sample.native_stress.clone()),
         order: None,
-        accept_queue: known.of("accept_queue", |seen| seen.sample.queue.clone()).map(|queue| status::AcceptQueue {
-            depth: queue.depth,
-            limit: queue.limit,
-            high_water: queue.high_water,
-        }),
+        accept_queue: known
+            .of("accept_queue", |seen| seen.sample.queue.clone())
+            .map(|queue| status::AcceptQueue {
+                depth: queue.depth,
+                limit: queue.limit,
+                high_water: queue.high_water,
+            }),
         greeting_ms: known
             .of("greeting_ms", |seen| seen.sample.greeting.clone())
-            .map(|greeting| status::GreetingMs { p50: greeting.p50_ms, p99: greeting.p99_ms }),
-        early_disconnects_per_s: known
-            .of("early_disconnects_per_s", |seen| seen.sample.early_disconnects_per_s.clone()),
+            .map(|greeting| status::GreetingMs {
+                p50: greeting.p50_ms,
+                p99: greeting.p99_ms,
+            }),
+        early_disconnects_per_s: known.of("early_disconnects_per_s", |seen| {
+            seen.sample.early_disconnects_per_s.clone()
+        }),
         verdict,
         unavailable: BTreeMap::new(),
         listeners,
     };
     if report.pressure.is_none() {
-        unavailable.insert("pressure".into(), report.verdict.reasons.first().cloned().unwrap_or_default());
+        unavailable.insert(
+            "pressure".into(),
+            report.verdict.reasons.first().cloned().unwrap_or_default(),
+        );
     }
-    status::Service { unavailable, ..report }
+    status::Service {
+        unavailable,
+        ..report
+    }
 }
 
 const NOT_YET: &str = "the first look has not been taken yet";
@@ -97,11 +124,18 @@ impl Known<'_> {
 }
 
 fn verdict(seen: &Seen) -> status::Verdict {
-    status::Verdict { kind: seen.verdict.kind.to_string(), reasons: seen.verdict.reasons.clone() }
+    status::Verdict {
+        kind: seen.verdict.kind.to_string(),
+        reasons: seen.verdict.reasons.clone(),
+    }
 }
 
 fn listener(look: &ListenerLook) -> status::Listener {
-    let probed_peak = look.probed.as_ref().and_then(|probed| probed.queue).map(|queue| queue.high_water);
+    let probed_peak = look
+        .probed
+        .as_ref()
+        .and_then(|probed| probed.queue)
+        .map(|queue| queue.high_water);
     status::Listener {
         address: look.socket.address.to_string(),
         accept_queue: Some(status::AcceptQueue {

@@ -31,7 +31,10 @@ pub struct Seen {
 
 impl Service {
     pub fn new(watched: WatchedService, config: &Config) -> Self {
-        let dwell = Dwell { trip: config.detect.trip_dwell, clear: config.detect.dwell };
+        let dwell = Dwell {
+            trip: config.detect.trip_dwell,
+            clear: config.detect.dwell,
+        };
         Self {
             watched,
             signals: ServiceSignals::default(),
@@ -57,13 +60,20 @@ impl Service {
     }
 
     pub fn listener_ids(&self) -> impl Iterator<Item = ListenerId> {
-        self.seen.iter().flat_map(|seen| &seen.listeners).map(|listener| listener.id)
+        self.seen
+            .iter()
+            .flat_map(|seen| &seen.listeners)
+            .map(|listener| listener.id)
     }
 
     /// Takes a look in: readings, then the verdict on them.
     pub fn see(&mut self, look: Look) {
         let sample = self.signals.sample(&look);
         let verdict = self.detector.step(&sample);
-        self.seen = Some(Seen { sample, verdict, listeners: look.listeners });
+        self.seen = Some(Seen {
+            sample,
+            verdict,
+            listeners: look.listeners,
+        });
     }
 }

@@ -8,7 +8,8 @@ use std::{fs, io};
 /// ListenOverflows of the network namespace of process `pid`, since that namespace began.
 pub fn listen_overflows(pid: i32) -> io::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/net/netstat"))?;
-    parse(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no TcpExt ListenOverflows in netstat"))
+    parse(&text)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no TcpExt ListenOverflows in netstat"))
 }
 
 /// The file has pairs of lines: the names, then the values in the same order (net/ipv4/proc.c, netstat_seq_show).

@@ -60,7 +60,11 @@ pub struct ServiceSignals {
 
 impl Default for ServiceSignals {
     fn default() -> Self {
-        Self { early: Window::new(EARLY_OVER), greetings: Window::new(LOOK_BACK), polled_depth: Peak::new(LOOK_BACK) }
+        Self {
+            early: Window::new(EARLY_OVER),
+            greetings: Window::new(LOOK_BACK),
+            polled_depth: Peak::new(LOOK_BACK),
+        }
     }
 }
 
@@ -74,7 +78,10 @@ impl ServiceSignals {
             limit: look.limit.clone(),
             busy,
             holders,
-            processes: look.smtpd.clone().map(|smtpd| u32::try_from(smtpd.len()).unwrap_or(u32::MAX)),
+            processes: look
+                .smtpd
+                .clone()
+                .map(|smtpd| u32::try_from(smtpd.len()).unwrap_or(u32::MAX)),
             queue: self.queue(look),
             early_disconnects_per_s: self.early_rate(look),
             greeting: self.greeting(look),
@@ -83,23 +90,39 @@ impl ServiceSignals {
     }
 
     fn queue(&mut self, look: &Look) -> Reading<AcceptQueue> {
-        let Some(fullest) = look.listeners.iter().map(|listener| listener.socket).max_by_key(|socket| socket.depth) else {
+        let Some(fullest) = look
+            .listeners
+            .iter()
+            .map(|listener| listener.socket)
+            .max_by_key(|socket| socket.depth)
+        else {
             return Reading::unavailable(&look.no_listeners);
         };
         let polled = self.polled_depth.see(look.at, fullest.depth);
         // `None` before the first arrival, and where the probes do not see the queue at all.
-        let exact = look.listeners.iter().filter_map(|l| l.probed.as_ref()?.queue).map(|q| q.high_water).max();
+        let exact = look
+            .listeners
+            .iter()
+            .filter_map(|l| l.probed.as_ref()?.queue)
+            .map(|q| q.high_water)
+            .max();
         let queue = AcceptQueue {
             depth: fullest.depth,
             limit: fullest.backlog,
             // What waited before the probes were attached was only polled.
             high_water: exact.unwrap_or(0).max(polled),
         };
-        if exact.is_some() { Reading::exact(queue, look.at) } else { Reading::sampled(queue, look.at) }
+        if exact.is_some() {
+            Reading::exact(queue, look.at)
+        } else {
+            Reading::sampled(queue, look.at)
+        }
     }
 
     fn early_rate(&mut self, look: &Look) -> Reading<f64> {
-        let total = total(look, |probed| probed.counts.early_queued + probed.counts.early_before_greeting);
+        let total = total(look, |probed| {
+            probed.counts.early_queued + probed.counts.early_before_greeting
+        });
         total.map(|total| {
             self.early.mark(look.at, total);
             match self.early.oldest(look.at) {
@@ -133,9 +156,14 @@ impl ServiceSignals {
             None => sum,
         };
         match (quantile_ms(&recent, 0.5), quantile_ms(&recent, 0.99)) {
-            (Some(p50_ms), Some(p99_ms)) => {
-                Reading::exact(GreetingLatency { p50_ms, p99_ms, count: recent.iter().sum() }, look.at)
-            }
+            (Some(p50_ms), Some(p99_ms)) => Reading::exact(
+                GreetingLatency {
+                    p50_ms,
+                    p99_ms,
+                    count: recent.iter().sum(),
+                },
+                look.at,
+            ),
             _ => Reading::unavailable("nobody was greeted in the last minute"),
         }
     }
@@ -147,9 +175,10 @@ fn slots(look: &Look) -> (Reading<u32>, Reading<Holders>) {
             let holders = connections.clone().map(|connections| holders(&connections));
             (holders.clone().map(|holders| holders.total()), holders)
         }
-        Slots::BusyByLock(busy) => {
-            (busy.clone(), Reading::unavailable("another process has accepted the connections of a pass service"))
-        }
+        Slots::BusyByLock(busy) => (
+            busy.clone(),
+            Reading::unavailable("another process has accepted the connections of a pass service"),
+        ),
     }
 }
 
@@ -158,7 +187,12 @@ fn total(look: &Look, count: impl Fn(&ListenerReading) -> u64) -> Reading<u64> {
     if look.listeners.is_empty() {
         return Reading::unavailable(&look.no_listeners);
     }
-    match look.listeners.iter().map(|listener| listener.probed.as_ref().map(&count)).sum::<Option<u64>>() {
+    match look
+        .listeners
+        .iter()
+        .map(|listener| listener.probed.as_ref().map(&count))
+        .sum::<Option<u64>>()
+    {
         Some(total) => Reading::exact(total, look.at),
         None => Reading::unavailable("no BPF probe counts the connections"),
     }
@@ -168,13 +202,15 @@ fn total(look: &Look, count: impl Fn(&ListenerReading) -> u64) -> Reading<u64> {
 fn native_stress(look: &Look) -> Reading<bool> {
     match &look.smtpd {
         Reading::Unavailable(reason) => Reading::unavailable(reason),
-        Reading::Known { value, at, .. } => match value.iter().max_by_key(|smtpd| (smtpd.start_time, smtpd.pid)) {
-            None => Reading::unavailable("no smtpd is running"),
-            Some(newest) => match newest.native_stress {
-                Some(on) => Reading::exact(on, *at),
-                // Loopback-only, maxproc 0 or 1: master gives such a service no `-o stress=` (master_ent.c).
-                None => Reading::exact(false, *at),
-            },
-        },
+        Reading::Known { value, at, .. } => {
+            match value.iter().max_by_key(|smtpd| (smtpd.start_time, smtpd.pid)) {
+                None => Reading::unavailable("no smtpd is running"),
+                Some(newest) => match newest.native_stress {
+                    Some(on) => Reading::exact(on, *at),
+                    // Loopback-only, maxproc 0 or 1: master gives such a service no `-o stress=` (master_ent.c).
+                    None => Reading::exact(false, *at),
+                },
+            }
+        }
     }
 }
