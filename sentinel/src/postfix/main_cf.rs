@@ -23,12 +23,7 @@ pub const STRESS_PARAMETERS: [&str; 7] = [
     "address_verify_poll_count",
 ];
 
-const NAMES: [&str; 4] = [
-    "mail_version",
-    "default_process_limit",
-    "inet_interfaces",
-    "master_service_disable",
-];
+const NAMES: [&str; 3] = ["mail_version", "default_process_limit", "master_service_disable"];
 
 /// The parameters of main.cf that matter here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,27 +73,24 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// Of the Postfix with this configuration directory, whose daemons are in `daemon_dir`. Blocks for up to 5 s.
+    /// Of the Postfix with this configuration directory, whose daemons are in `daemon_dir`. Blocks, while postconf
+    /// runs, for 10 s at most.
     pub fn of(config_dir: &Path, daemon_dir: &Path) -> Result<Self, SettingsError> {
-        match Postconf::find(daemon_dir) {
-            Some(postconf) => {
-                let values = postconf.parameters(config_dir, &[], &NAMES)?;
-                Self::from_values(
-                    &values,
-                    Source::Postconf(postconf.program().to_owned()),
-                    config_dir,
-                )
-            }
-            None => Self::literal(config_dir),
-        }
-    }
-
-    fn literal(config_dir: &Path) -> Result<Self, SettingsError> {
         let path = config_dir.join("main.cf");
-        match std::fs::read(&path) {
-            Ok(bytes) => Self::from_values(&literal_values(&bytes), Source::Literal, config_dir),
-            Err(source) => Err(SettingsError::Unreadable { path, source }),
+        let bytes = std::fs::read(&path).map_err(|source| SettingsError::Unreadable { path, source })?;
+        let mut values = literal_values(&bytes);
+        let Some(postconf) = Postconf::find(daemon_dir) else {
+            return Self::from_values(&values, Source::Literal, config_dir);
+        };
+        if let Some(interfaces) = values.get_mut("inet_interfaces").filter(|i| i.contains('$')) {
+            *interfaces = postconf.expand(config_dir, interfaces)?;
         }
+        values.extend(postconf.parameters(config_dir, &[], &NAMES)?);
+        Self::from_values(
+            &values,
+            Source::Postconf(postconf.program().to_owned()),
+            config_dir,
+        )
     }
 
     fn from_values(
@@ -225,7 +217,10 @@ mod tests {
 
     fn config(main_cf: &str) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("main.cf"), main_cf).unwrap();
+        let mut file = std::fs::File::create(dir.path().join("main.cf")).unwrap();
+        io::Write::write_all(&mut file, main_cf.as_bytes()).unwrap();
+        // postconf waits until main.cf is 2 s old.
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         dir
     }
 
@@ -239,13 +234,19 @@ mod tests {
         found
     }
 
+    /// As on a machine without postconf.
+    fn literal(dir: &tempfile::TempDir) -> Result<Settings, SettingsError> {
+        let bytes = std::fs::read(dir.path().join("main.cf")).unwrap();
+        Settings::from_values(&literal_values(&bytes), Source::Literal, dir.path())
+    }
+
     const MAIN_CF: &str = "# x\ndefault_process_limit = 7\ninet_interfaces = 192.0.2.1,\n # inside\n  localhost\n\
         master_service_disable = inet, !smtp/inet\ndefault_process_limit=50\n";
 
     #[test]
     fn postconf_and_the_literal_reader_agree() {
         let dir = config(MAIN_CF);
-        let literal = Settings::literal(dir.path()).unwrap();
+        let literal = literal(&dir).unwrap();
         assert_eq!(literal.default_process_limit, 50);
         assert_eq!(
             list(&literal.inet_interfaces).collect::<Vec<_>>(),
@@ -268,26 +269,30 @@ mod tests {
     }
 
     #[test]
+    fn interfaces_are_expanded_and_need_not_be_of_this_machine() {
+        if postconf().is_some() {
+            let dir = config("myhostname = mx.example\ninet_interfaces = $myhostname, 192.0.2.1\n");
+            let asked = Settings::of(dir.path(), Path::new("/usr/lib/postfix/sbin")).unwrap();
+            assert_eq!(asked.inet_interfaces, "mx.example, 192.0.2.1");
+        }
+    }
+
+    #[test]
     fn defaults_and_what_cannot_be_known() {
-        let settings = Settings::literal(config("").path()).unwrap();
+        let settings = literal(&config("")).unwrap();
         assert_eq!(
             (settings.default_process_limit, settings.inet_interfaces.as_str()),
             (100, "all")
         );
         let dir = config("inet_interfaces = $myhostname\n");
-        assert!(matches!(
-            Settings::literal(dir.path()),
-            Err(SettingsError::NotLiteral { .. })
-        ));
+        assert!(matches!(literal(&dir), Err(SettingsError::NotLiteral { .. })));
         let dir = config("default_process_limit = lots\n");
-        assert!(matches!(
-            Settings::literal(dir.path()),
-            Err(SettingsError::NotLiteral { .. })
-        ));
-        assert!(matches!(
-            Settings::literal(Path::new("/nowhere")),
-            Err(SettingsError::Unreadable { .. })
-        ));
+        assert!(matches!(literal(&dir), Err(SettingsError::NotLiteral { .. })));
+        let nowhere = Settings::of(Path::new("/nowhere"), Path::new("/nowhere"));
+        assert!(
+            matches!(nowhere, Err(SettingsError::Unreadable { .. })),
+            "{nowhere:?}"
+        );
     }
 
     #[test]

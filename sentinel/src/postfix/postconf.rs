@@ -1,7 +1,6 @@
 //! Runs postconf(1): the only program that this room starts, and only one that belongs to root.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,8 +11,14 @@ use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-/// It takes 15 ms; one that hangs waits for a file system or a look-up, and nothing of ours may wait with it.
+/// It takes 15 ms, or up to 2 s when main.cf was changed just now: it waits until the file is that old, lest it read
+/// half of it (Postfix src/util/dict.c dict_load_file_xt()). One that hangs waits for a file system or a look-up, and
+/// nothing of ours may wait with it.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// postconf dies of an inet_interfaces with an address that its own network namespace lacks (Postfix
+/// src/global/own_inet_addr.c), and it runs in ours, which need not be master's. Loopback is everywhere.
+const INTERFACES: &str = "inet_interfaces=loopback-only";
 
 /// A postconf(1) that may be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,32 +59,37 @@ impl Postconf {
     }
 
     /// Lets postconf read main.cf and master.cf of a directory, and gives its warnings. The entries that it prints are
-    /// dropped. Catches less than [`super::master_cf::validate`] in some places and more in others: ask both.
+    /// dropped. A candidate directory does well to have main.cf as a symlink, or with its old time: postconf waits for
+    /// a main.cf younger than 2 s.
+    /// Catches less than [`super::master_cf::validate`] in some places and more in others: ask both.
     pub fn read_master_cf(&self, config_dir: &Path) -> Result<String, PostconfError> {
-        let output = self.run(config_dir, &[OsStr::new("-M")])?;
+        let output = self.run(config_dir, &["-M"], &[])?;
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
     /// The values of parameters, with every `$name` in them expanded, as they would be with these `-o name=value`
-    /// (the last of a name counts). A parameter that this Postfix does not have is left out.
+    /// (the last of a name counts). A parameter that this Postfix does not have is left out. Do not ask for
+    /// inet_interfaces: it is always overridden.
     pub fn parameters(
         &self,
         config_dir: &Path,
         overrides: &[String],
         names: &[&str],
     ) -> Result<BTreeMap<String, String>, PostconfError> {
-        let mut args = vec![OsStr::new("-x")];
-        args.extend(
-            overrides
-                .iter()
-                .flat_map(|setting| [OsStr::new("-o"), OsStr::new(setting)]),
-        );
-        args.extend(names.iter().map(OsStr::new));
-        let output = self.run(config_dir, &args)?;
+        let mut options = vec!["-x"];
+        options.extend(overrides.iter().flat_map(|setting| ["-o", setting.as_str()]));
+        let output = self.run(config_dir, &options, names)?;
         Ok(parse_parameters(&String::from_utf8_lossy(&output.stdout)))
     }
 
-    fn run(&self, config_dir: &Path, args: &[&OsStr]) -> Result<Output, PostconfError> {
+    /// A text with every `$name` in it expanded as in main.cf.
+    pub fn expand(&self, config_dir: &Path, text: &str) -> Result<String, PostconfError> {
+        // Lent to a parameter that takes any text and that nothing else of postconf looks at.
+        let values = self.parameters(config_dir, &[format!("smtpd_banner={text}")], &["smtpd_banner"])?;
+        Ok(values.into_values().next().unwrap_or_default())
+    }
+
+    fn run(&self, config_dir: &Path, options: &[&str], names: &[&str]) -> Result<Output, PostconfError> {
         let not_run = |source| PostconfError::NotRun {
             program: self.program.clone(),
             source,
@@ -88,7 +98,9 @@ impl Postconf {
         let child = Command::new(&self.program)
             .arg("-c")
             .arg(config_dir)
-            .args(args)
+            .args(options)
+            .args(["-o", INTERFACES])
+            .args(names)
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("LC_ALL", "C")
