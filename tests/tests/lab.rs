@@ -195,6 +195,27 @@ fn postfix_takes_a_weathered_master_cf_and_reloads_on_a_hangup() {
 }
 
 #[test]
+fn a_read_only_master_cf_can_be_neither_written_nor_replaced() {
+    let lab = Lab::builder().read_only_master_cf().start().unwrap();
+    let mut client = lab.connect(1).unwrap();
+    assert!(client.read_line().unwrap().0.starts_with("220 "));
+    let path = lab.postfix.master_cf_path();
+    let mounts = format!("--mount=/proc/{}/ns/mnt", lab.postfix.master_pid());
+    let refused = |script: &str| {
+        let output = Command::new("nsenter")
+            .arg(&mounts)
+            .args(["sh", "-c", script, "sh"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert!(!output.status.success(), "{script}: {output:?}");
+    };
+    refused("echo >> $1");
+    refused("cp $1 $1.new && mv -f $1.new $1");
+    assert_eq!(lab.postfix.master_cf().unwrap(), master_cf::plain(20).as_bytes());
+}
+
+#[test]
 fn labs_run_side_by_side() {
     let (one, other) = (Lab::new().unwrap(), Lab::new().unwrap());
     let mut client = one.connect(1).unwrap();

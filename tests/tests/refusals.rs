@@ -37,7 +37,7 @@ fn an_unknown_key_is_named_with_its_line() {
 fn without_a_daemon_status_says_so() {
     let lab = Lab::new().unwrap();
     let sentinel = Sentinel::install(&lab).unwrap();
-    assert_refused(&sentinel.ask(&["status"]).unwrap(), 69, "smtp-sentinel run");
+    assert_refused(&sentinel.ask(&["status"]).unwrap(), 69, "not running");
     assert_refused(
         &sentinel.ask(&["status", "--json"]).unwrap(),
         69,

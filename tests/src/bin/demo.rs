@@ -159,10 +159,22 @@ impl Scroll<'_> {
 
 fn header() {
     println!(
-        "   time  phase  state       pressure   busy  accept queue        greeting (ms)   legitimate  attackers"
+        "{:>7}  {:<5}  {:<10} {:>9} {:>6} {:>7} {:>5} {:>11} {:>9} {:>11} {:>10}",
+        "time",
+        "phase",
+        "state",
+        "pressure",
+        "busy",
+        "queue",
+        "high",
+        "greeting ms",
+        "",
+        "legitimate",
+        "attackers"
     );
     println!(
-        "      s                               slots   depth  high         p50       p99   delivered  connected"
+        "{:>7}  {:<5}  {:<10} {:>9} {:>6} {:>7} {:>5} {:>11} {:>9} {:>11} {:>10}",
+        "s", "", "", "", "slots", "depth", "water", "p50", "p99", "delivered", "connected"
     );
 }
 
