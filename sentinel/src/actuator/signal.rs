@@ -156,7 +156,7 @@ pub(super) mod tests {
     }
 
     impl FakeMaster {
-        pub(in crate::actuator) fn start(config_dir: &std::path::Path) -> Self {
+        pub(in crate::actuator) fn start(config_dir: &Path) -> Self {
             let home = tempfile::tempdir().unwrap();
             let exe = home.path().join("master");
             std::fs::copy("/bin/sh", &exe).unwrap();

@@ -21,7 +21,7 @@ use crate::signals::overflows::listen_overflows;
 use crate::status::{Board, Mode, Report};
 
 /// Between two ticks. What a quiet tick costs is one small file of /proc per instance.
-pub const TICK: Duration = Duration::from_millis(100);
+pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// Between two searches through /proc for masters; one that has died is looked for at once.
 const DISCOVER_EVERY: Duration = Duration::from_secs(5);
@@ -33,7 +33,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// A Postfix that is restarted is back within this; after it, what is ours in its files is given back.
 const RESTART_WITHIN: Duration = Duration::from_secs(10);
 
-pub struct Engine {
+pub(super) struct Engine {
     config: Config,
     hands: Hands,
     probes: Probes,
@@ -47,7 +47,7 @@ pub struct Engine {
 type Probed = HashMap<ListenerId, ListenerReading>;
 
 impl Engine {
-    pub fn new(config: Config, hands: Hands, probes: Probes, board: Arc<Board>) -> Self {
+    pub(super) fn new(config: Config, hands: Hands, probes: Probes, board: Arc<Board>) -> Self {
         Self {
             config,
             hands,
@@ -61,7 +61,7 @@ impl Engine {
     }
 
     /// Gives back what an earlier run left behind, and writes down what the probes can do.
-    pub fn begin(&mut self, now: Now) {
+    pub(super) fn begin(&mut self, now: Now) {
         if self.hands.mode() != Mode::DryRun {
             let mut dirs = self.config.discovery.config_dirs.clone();
             dirs.extend(self.running().into_iter().map(|master| master.config_dir));
@@ -72,7 +72,7 @@ impl Engine {
         }
     }
 
-    pub fn tick(&mut self, now: Now) {
+    pub(super) fn tick(&mut self, now: Now) {
         self.discover(now);
         let probed = self.probes.read(now.mono);
         let mut saw = false;
@@ -90,7 +90,7 @@ impl Engine {
     }
 
     /// The daemon stops: whatever is in force is given back, with one reload an instance.
-    pub fn end(&mut self, now: Now) {
+    pub(super) fn end(&mut self, now: Now) {
         for instance in &mut self.instances {
             give_back(instance, &mut self.hands, "the daemon stops", now);
         }
@@ -139,9 +139,9 @@ impl Engine {
     fn forget_stopped(&mut self, now: Now) {
         let hands = &mut self.hands;
         self.instances.retain_mut(|instance| {
-            if !instance
+            if instance
                 .gone_for(now.mono)
-                .is_some_and(|gone| gone >= RESTART_WITHIN)
+                .is_none_or(|gone| gone < RESTART_WITHIN)
             {
                 return true;
             }
@@ -241,7 +241,7 @@ fn notice_outside_edits(instance: &mut Instance, hands: &mut Hands, now: Now) {
     // Nothing of ours is left in the file: the journal's account of it is closed, and the master told once if it may
     // still run with what is no longer written anywhere.
     if lost && !instance.services.iter().any(Service::in_force) {
-        hands.restore(&[instance.master.config_dir.clone()], now);
+        hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
     }
 }
 
@@ -346,7 +346,7 @@ fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
         return;
     }
     if hands.mode() == Mode::Enforce {
-        hands.restore(&[instance.master.config_dir.clone()], now);
+        hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
     }
     for service in instance.services.iter_mut().filter(|service| service.in_force()) {
         let change = Transition {

@@ -16,7 +16,7 @@ use crate::status::Board;
 use crate::{control, metrics};
 
 /// The running front; ends when it is dropped.
-pub struct Front {
+pub(super) struct Front {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -31,7 +31,7 @@ struct Bound {
 
 impl Front {
     /// Binds the sockets and serves them. `stopped` gets the name of the signal that is to end the daemon.
-    pub fn start(
+    pub(super) fn start(
         listen: Option<SocketAddr>,
         control_socket: PathBuf,
         board: Arc<Board>,

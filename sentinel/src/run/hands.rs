@@ -13,7 +13,7 @@ use crate::controller::{State, Transition};
 use crate::postfix::ServiceId;
 use crate::status::{Board, Mode, Probe, ReloadResult};
 
-pub struct Hands {
+pub(super) struct Hands {
     mode: Mode,
     actuator: Actuator,
     dry_run: DryRun,
@@ -22,7 +22,7 @@ pub struct Hands {
 
 /// What a plan came to.
 #[derive(Debug)]
-pub enum Done {
+pub(super) enum Done {
     /// The master was told; whether it took is still to be seen.
     InFlight(Box<InFlight>),
     /// Dry run: nothing was touched.
@@ -30,7 +30,7 @@ pub enum Done {
 }
 
 impl Hands {
-    pub fn new(mode: Mode, actuator: Actuator, board: Arc<Board>) -> Self {
+    pub(super) fn new(mode: Mode, actuator: Actuator, board: Arc<Board>) -> Self {
         Self {
             mode,
             actuator,
@@ -39,12 +39,12 @@ impl Hands {
         }
     }
 
-    pub fn mode(&self) -> Mode {
+    pub(super) fn mode(&self) -> Mode {
         self.mode
     }
 
     /// Why this mode keeps its hands off; `Ok` when it does not.
-    pub fn permitted(&self) -> Result<(), String> {
+    pub(super) fn permitted(&self) -> Result<(), String> {
         match self.mode {
             Mode::Enforce | Mode::DryRun => Ok(()),
             Mode::Observe => {
@@ -53,7 +53,7 @@ impl Hands {
         }
     }
 
-    pub fn trip(&mut self, target: &Target, reasons: &[String], now: Now) -> Result<Done, ActError> {
+    pub(super) fn trip(&mut self, target: &Target, reasons: &[String], now: Now) -> Result<Done, ActError> {
         if self.mode == Mode::DryRun {
             let entry = self.dry_run.trip(target, reasons, now)?;
             self.actuator.record(entry);
@@ -69,7 +69,7 @@ impl Hands {
         result.map(|act| Done::InFlight(Box::new(act)))
     }
 
-    pub fn clear(&mut self, target: &Target, reasons: &[String], now: Now) -> Result<Done, ActError> {
+    pub(super) fn clear(&mut self, target: &Target, reasons: &[String], now: Now) -> Result<Done, ActError> {
         if self.mode == Mode::DryRun {
             let entry = self.dry_run.clear(target, reasons, now);
             self.actuator.record(entry);
@@ -86,7 +86,7 @@ impl Hands {
     }
 
     /// The reload took.
-    pub fn confirmed(&self, act: &InFlight, how: &str) {
+    pub(super) fn confirmed(&self, act: &InFlight, how: &str) {
         let Target {
             instance, service, ..
         } = &act.target;
@@ -95,7 +95,7 @@ impl Hands {
     }
 
     /// The reload did not take: puts the old bytes back.
-    pub fn failed(&mut self, act: InFlight, why: &str, now: Now) {
+    pub(super) fn failed(&mut self, act: InFlight, why: &str, now: Now) {
         let Target {
             instance, service, ..
         } = act.target.clone();
@@ -107,7 +107,7 @@ impl Hands {
     }
 
     /// Gives back whatever of ours is in these files, and in those that the journal names.
-    pub fn restore(&mut self, config_dirs: &[std::path::PathBuf], now: Now) -> RestoreReport {
+    pub(super) fn restore(&mut self, config_dirs: &[std::path::PathBuf], now: Now) -> RestoreReport {
         let report = self.actuator.restore(config_dirs, now);
         for restored in &report.items {
             tracing::info!("{restored}");
@@ -115,7 +115,7 @@ impl Hands {
         report
     }
 
-    pub fn transition(&mut self, instance: &str, service: &ServiceId, change: Transition, now: Now) {
+    pub(super) fn transition(&mut self, instance: &str, service: &ServiceId, change: Transition, now: Now) {
         let Transition { from, to, reasons } = change;
         tracing::warn!(%instance, %service, "{from} -> {to}: {}", reasons.join("; "));
         self.board.count_transition(instance, &service.to_string(), to);
@@ -128,7 +128,7 @@ impl Hands {
         });
     }
 
-    pub fn refusal(
+    pub(super) fn refusal(
         &mut self,
         instance: &str,
         service: &ServiceId,
@@ -145,7 +145,14 @@ impl Hands {
         });
     }
 
-    pub fn outside_edit(&mut self, instance: &str, service: &ServiceId, what: &str, state: State, now: Now) {
+    pub(super) fn outside_edit(
+        &mut self,
+        instance: &str,
+        service: &ServiceId,
+        what: &str,
+        state: State,
+        now: Now,
+    ) {
         tracing::warn!(%instance, %service, %state, "{what}");
         self.actuator.record(HistoryEntry {
             reasons: vec![what.to_owned()],
@@ -153,7 +160,7 @@ impl Hands {
         });
     }
 
-    pub fn probe(&mut self, probe: &Probe, now: Now) {
+    pub(super) fn probe(&mut self, probe: &Probe, now: Now) {
         tracing::info!(probe = %probe.name, state = ?probe.state, "{}", probe.reason);
         self.actuator.record(HistoryEntry {
             reasons: vec![probe.reason.clone()],

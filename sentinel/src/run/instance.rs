@@ -34,16 +34,16 @@ const LOOK_CLOSELY_FROM: f64 = 0.5;
 
 /// One running master and what is watched of it.
 #[derive(Debug)]
-pub struct Instance {
+pub(super) struct Instance {
     /// Names it in status, metrics and history: the configuration directory.
-    pub id: String,
-    pub master: Master,
-    pub version: Option<String>,
+    pub(super) id: String,
+    pub(super) master: Master,
+    pub(super) version: Option<String>,
     /// The reloads that it may still be asked for.
-    pub budget: Budget,
-    pub services: Vec<Service>,
+    pub(super) budget: Budget,
+    pub(super) services: Vec<Service>,
     /// Why nothing of it can be watched; empty when it can.
-    pub trouble: String,
+    pub(super) trouble: String,
     processes: Processes,
     sockets: Result<SockDiag, String>,
     stamp: Stamp,
@@ -68,7 +68,7 @@ impl Stamp {
 }
 
 impl Instance {
-    pub fn new(master: Master, config: &Config) -> Self {
+    pub(super) fn new(master: Master, config: &Config) -> Self {
         let sockets = open_sockets(&master);
         Self {
             id: master.config_dir.display().to_string(),
@@ -88,7 +88,7 @@ impl Instance {
     }
 
     /// Postfix was restarted: the same configuration under another process. Decisions and edits live on.
-    pub fn replace_master(&mut self, master: Master) {
+    pub(super) fn replace_master(&mut self, master: Master) {
         self.processes = Processes::default();
         self.sockets = open_sockets(&master);
         self.stamp = Stamp::default();
@@ -98,30 +98,30 @@ impl Instance {
     }
 
     /// The master is not there at `now`.
-    pub fn gone(&mut self, now: Instant) {
+    pub(super) fn gone(&mut self, now: Instant) {
         self.gone_since.get_or_insert(now);
     }
 
     /// For how long the master has been gone; `None` while it is there.
-    pub fn gone_for(&self, now: Instant) -> Option<Duration> {
+    pub(super) fn gone_for(&self, now: Instant) -> Option<Duration> {
         self.gone_since.map(|since| now.saturating_duration_since(since))
     }
 
     /// The smtpd processes of the last tick, as the verification of a reload wants them.
-    pub fn workers(&self) -> &[Smtpd] {
+    pub(super) fn workers(&self) -> &[Smtpd] {
         &self.workers
     }
 
-    pub fn alive(&self) -> bool {
+    pub(super) fn alive(&self) -> bool {
         discovery::alive(&self.master)
     }
 
-    pub fn master_cf(&self) -> PathBuf {
+    pub(super) fn master_cf(&self) -> PathBuf {
         self.master.config_dir.join("master.cf")
     }
 
     /// Reads master.cf and main.cf again if they have changed since. `true` when they have.
-    pub fn refresh(&mut self, config: &Config, now: Instant) -> bool {
+    pub(super) fn refresh(&mut self, config: &Config, now: Instant) -> bool {
         if self
             .stamped_at
             .is_some_and(|at| now.saturating_duration_since(at) < CONFIGURATION_EVERY)
@@ -187,7 +187,7 @@ impl Instance {
 
     /// Counts processes, and looks closely at the sockets where that says that it is worth it. `None`: nothing to
     /// look at yet.
-    pub fn look(&mut self, config: &Config, now: Instant) -> Option<Vec<SocketsAndProcesses>> {
+    pub(super) fn look(&mut self, config: &Config, now: Instant) -> Option<Vec<SocketsAndProcesses>> {
         let smtpd = match self.processes.update(&self.master) {
             Ok(smtpd) => {
                 self.workers = smtpd.clone();
@@ -310,7 +310,7 @@ impl Instance {
     }
 
     /// The readings of a look, with what the probes counted in.
-    pub fn combine(
+    pub(super) fn combine(
         &self,
         index: usize,
         found: SocketsAndProcesses,
@@ -341,11 +341,11 @@ impl Instance {
 
 /// What one look found of one service, before the probes' counts are added.
 #[derive(Debug)]
-pub struct SocketsAndProcesses {
-    pub smtpd: Reading<Vec<Smtpd>>,
-    pub slots: Slots,
-    pub listeners: Vec<ListenSocket>,
-    pub no_listeners: String,
+pub(super) struct SocketsAndProcesses {
+    pub(super) smtpd: Reading<Vec<Smtpd>>,
+    pub(super) slots: Slots,
+    pub(super) listeners: Vec<ListenSocket>,
+    pub(super) no_listeners: String,
 }
 
 impl SocketsAndProcesses {

@@ -9,7 +9,7 @@ use crate::signals::{ProcessLimit, Reading};
 use crate::status;
 
 /// One instance, as it is now.
-pub fn instance(instance: &Instance, actionable: &Result<(), String>) -> status::Instance {
+pub(super) fn instance(instance: &Instance, actionable: &Result<(), String>) -> status::Instance {
     status::Instance {
         id: instance.id.clone(),
         config_dir: instance.master.config_dir.display().to_string(),

@@ -9,28 +9,28 @@ use crate::signals::service::{ListenerLook, Look, ServiceSignals};
 use crate::signals::{ListenerId, ProcessLimit, Sample};
 
 #[derive(Debug)]
-pub struct Service {
-    pub watched: WatchedService,
-    pub signals: ServiceSignals,
-    pub detector: Detector,
-    pub controller: Controller,
-    pub seen: Option<Seen>,
+pub(super) struct Service {
+    pub(super) watched: WatchedService,
+    pub(super) signals: ServiceSignals,
+    pub(super) detector: Detector,
+    pub(super) controller: Controller,
+    pub(super) seen: Option<Seen>,
     /// An edit that has been signalled and is not yet known to have taken hold.
-    pub under_way: Option<InFlight>,
+    pub(super) under_way: Option<InFlight>,
     /// Our lines were on the entry when master.cf was last read.
-    pub lines_in_file: bool,
+    pub(super) lines_in_file: bool,
 }
 
 /// What the last look came to.
 #[derive(Debug)]
-pub struct Seen {
-    pub sample: Sample,
-    pub verdict: Verdict,
-    pub listeners: Vec<ListenerLook>,
+pub(super) struct Seen {
+    pub(super) sample: Sample,
+    pub(super) verdict: Verdict,
+    pub(super) listeners: Vec<ListenerLook>,
 }
 
 impl Service {
-    pub fn new(watched: WatchedService, config: &Config) -> Self {
+    pub(super) fn new(watched: WatchedService, config: &Config) -> Self {
         let dwell = Dwell {
             trip: config.detect.trip_dwell,
             clear: config.detect.dwell,
@@ -47,19 +47,19 @@ impl Service {
     }
 
     /// Our edit is on the entry.
-    pub fn in_force(&self) -> bool {
+    pub(super) fn in_force(&self) -> bool {
         self.controller.state() != State::Normal
     }
 
     /// maxproc, when there is a limit.
-    pub fn slots(&self) -> Option<u32> {
+    pub(super) fn slots(&self) -> Option<u32> {
         match self.watched.limit {
             ProcessLimit::Of(slots) => Some(slots),
             ProcessLimit::Unlimited => None,
         }
     }
 
-    pub fn listener_ids(&self) -> impl Iterator<Item = ListenerId> {
+    pub(super) fn listener_ids(&self) -> impl Iterator<Item = ListenerId> {
         self.seen
             .iter()
             .flat_map(|seen| &seen.listeners)
@@ -67,7 +67,7 @@ impl Service {
     }
 
     /// Takes a look in: readings, then the verdict on them.
-    pub fn see(&mut self, look: Look) {
+    pub(super) fn see(&mut self, look: Look) {
         let sample = self.signals.sample(&look);
         let verdict = self.detector.step(&sample);
         self.seen = Some(Seen {
