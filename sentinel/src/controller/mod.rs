@@ -78,7 +78,7 @@ pub enum Act {
 /// How long a condition has to last before it counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dwell {
-    /// Hogged for this long: trip.
+    /// Hogged for this long, or for a quarter of the time until the slots are full if that is shorter: trip.
     pub trip: Duration,
     /// Calm for this long, doubled by each relapse: clear.
     pub clear: Duration,
@@ -155,7 +155,7 @@ impl Controller {
         };
         let waits = self.retry_at.is_some_and(|at| now < at);
         match self.state {
-            State::Normal if lasted(self.hogged_since, now, self.dwell.trip) && !waits => {
+            State::Normal if lasted(self.hogged_since, now, self.trip_dwell(verdict)) && !waits => {
                 match self.refusal(gate) {
                     None => {
                         step.plan = Plan::Trip {
@@ -210,6 +210,14 @@ impl Controller {
     pub fn lost(&mut self, now: Instant, reason: String) -> Option<Transition> {
         self.retry_at = Some(now + RETRY_AFTER);
         (self.state != State::Normal).then(|| self.go(State::Normal, vec![reason]))
+    }
+
+    /// How long hogged has to last: patient on a slow ramp, and never longer than a quarter of the time that is left
+    /// until the last slot is gone. Below saturation is the time to act.
+    fn trip_dwell(&self, verdict: &Verdict) -> Duration {
+        verdict
+            .full_in
+            .map_or(self.dwell.trip, |left| self.dwell.trip.min(left / 4))
     }
 
     /// How long the calm has to last this time.

@@ -12,6 +12,7 @@ fn verdict(kind: VerdictKind) -> Verdict {
     Verdict {
         kind,
         pressure: Some(0.5),
+        full_in: None,
         reasons: vec![kind.to_string()],
     }
 }
@@ -96,6 +97,23 @@ fn an_episode_from_trip_to_clear() {
     drive.hold(VerdictKind::Calm, 32);
     assert_eq!(drive.controller.state(), State::Normal);
     assert_eq!(drive.acts.len(), 2);
+}
+
+#[test]
+fn a_steep_ramp_does_not_wait_for_the_whole_dwell() {
+    let start = crate::clock::now().mono;
+    let ticks_until_trip = |full_in| {
+        let mut controller = Controller::new(DWELL);
+        let steep = Verdict {
+            full_in,
+            ..verdict(VerdictKind::Hogged)
+        };
+        (0..20u32).find(|tick| controller.step(start + TICK * *tick, &steep, &open()).plan != Plan::Nothing)
+    };
+    assert_eq!(ticks_until_trip(Some(Duration::from_millis(400))), Some(1));
+    assert_eq!(ticks_until_trip(Some(Duration::ZERO)), Some(0));
+    assert_eq!(ticks_until_trip(Some(Duration::from_secs(60))), Some(2));
+    assert_eq!(ticks_until_trip(None), Some(2));
 }
 
 #[test]

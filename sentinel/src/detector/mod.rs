@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::config::Thresholds;
+use crate::signals::window::Window;
 use crate::signals::{ProcessLimit, Reading, Sample};
 
 /// A reading older than this decides nothing: a daemon that was stopped, or starved of CPU, must not act on the past.
@@ -25,12 +26,18 @@ const SETTLED_OVER: Duration = Duration::from_secs(5);
 /// (CoDel, RFC 8289 section 3.1), not that somebody had to wait for a moment.
 const STANDING_AFTER: Duration = Duration::from_secs(1);
 
+/// The slots' rate of filling is taken over this long: short enough for a burst that takes them all in two seconds.
+const FILLING_OVER: Duration = Duration::from_secs(2);
+
 /// What the detector makes of the samples.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
     pub kind: VerdictKind,
     /// Busy slots over maxproc, 0 to 1; `None` when one of the two is not known or there is no limit.
     pub pressure: Option<f64>,
+    /// When the last slot is taken if they go on filling as they did in the last two seconds; `None` when they do not
+    /// fill. Zero when none is free.
+    pub full_in: Option<Duration>,
     /// Why, in sentences for the operator.
     pub reasons: Vec<String>,
 }
@@ -78,6 +85,7 @@ pub struct Detector {
     settled: Option<(f64, Instant)>,
     /// Since when every sample has found somebody in the accept queue.
     waiting_since: Option<Instant>,
+    filling: Window<u32>,
 }
 
 impl Detector {
@@ -86,6 +94,7 @@ impl Detector {
             thresholds,
             settled: None,
             waiting_since: None,
+            filling: Window::new(FILLING_OVER),
         }
     }
 
@@ -99,6 +108,7 @@ impl Detector {
                 return Verdict {
                     kind: VerdictKind::Unknown,
                     pressure: None,
+                    full_in: None,
                     reasons: vec![reason],
                 };
             }
@@ -125,6 +135,7 @@ impl Detector {
         Verdict {
             kind,
             pressure: Some(pressure),
+            full_in: self.full_in(busy, limit, sample.at),
             reasons,
         }
     }
@@ -139,6 +150,20 @@ impl Detector {
         };
         self.settled = Some((settled, now));
         settled
+    }
+
+    fn full_in(&mut self, busy: u32, limit: u32, now: Instant) -> Option<Duration> {
+        self.filling.mark(now, busy);
+        let free = limit.saturating_sub(busy);
+        let (age, then) = self.filling.oldest(now)?;
+        let gained = busy.saturating_sub(*then);
+        if free == 0 {
+            Some(Duration::ZERO)
+        } else if gained == 0 || age.is_zero() {
+            None
+        } else {
+            Some(age * free / gained)
+        }
     }
 
     fn standing_queue(&mut self, sample: &Sample) -> bool {
@@ -304,6 +329,29 @@ pub(crate) mod tests {
         assert_eq!(verdict.kind, VerdictKind::Hogged);
         assert_eq!(verdict.pressure, Some(0.8));
         assert!(verdict.reasons[0].contains("16 of 20"), "{:?}", verdict.reasons);
+    }
+
+    #[test]
+    fn the_time_until_the_last_slot_follows_the_rate_of_filling() {
+        let start = instant();
+        let mut detector = Detector::new(thresholds());
+        let mut step = |ms: u64, busy: u32| {
+            let at = start + Duration::from_millis(ms);
+            detector
+                .step(&held(
+                    at,
+                    Holders {
+                        silent: busy,
+                        ..Holders::default()
+                    },
+                ))
+                .full_in
+        };
+        assert_eq!(step(0, 2), None);
+        assert_eq!(step(1000, 6), Some(Duration::from_millis(3500)));
+        assert_eq!(step(2000, 6), Some(Duration::from_secs(7)));
+        assert_eq!(step(6000, 6), None);
+        assert_eq!(step(7000, 20), Some(Duration::ZERO));
     }
 
     #[test]

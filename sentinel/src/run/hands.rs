@@ -11,7 +11,7 @@ use crate::actuator::{
 use crate::clock::Now;
 use crate::controller::{State, Transition};
 use crate::postfix::ServiceId;
-use crate::status::{Board, Mode, Probe, ReloadResult};
+use crate::status::{Board, Mode, Probe, ProbeState, ReloadResult};
 
 pub(super) struct Hands {
     mode: Mode,
@@ -161,9 +161,14 @@ impl Hands {
     }
 
     pub(super) fn probe(&mut self, probe: &Probe, now: Now) {
-        tracing::info!(probe = %probe.name, state = ?probe.state, "{}", probe.reason);
+        let how = if probe.reason.is_empty() { "loaded, attached and tried" } else { &probe.reason };
+        let sentence = format!("probe {}: {how}", probe.name);
+        match probe.state {
+            ProbeState::Ok => tracing::info!("{sentence}"),
+            ProbeState::Fallback | ProbeState::Unsupported | ProbeState::Broken => tracing::warn!("{sentence}"),
+        }
         self.actuator.record(HistoryEntry {
-            reasons: vec![probe.reason.clone()],
+            reasons: vec![sentence],
             detail: json!({ "probe": probe.name, "state": probe.state }),
             ..HistoryEntry::new(now.wall, Kind::Probe)
         });

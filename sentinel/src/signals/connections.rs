@@ -17,7 +17,7 @@ pub enum Turn {
     ClientSilent(Duration),
     /// The client spoke last, this long ago.
     ServerOwes(Duration),
-    /// Something moved less than [`Holders::SILENT_AFTER`] ago, or the client has closed and smtpd is about to see it.
+    /// Something moved just now, or the client has closed and smtpd is about to see it.
     Active,
 }
 
@@ -28,12 +28,24 @@ pub fn turn(connection: &Connection) -> Turn {
     // session, a client that waited 12 s in the accept queue would look silent for 12 s.
     if connection.bytes_sent == 0 {
         Turn::Ungreeted
-    } else if connection.client_closed || quiet < Holders::SILENT_AFTER {
+    } else if connection.client_closed || quiet < silent_after(connection) {
         Turn::Active
     } else if connection.since_received < connection.since_sent {
         Turn::ServerOwes(quiet)
     } else {
         Turn::ClientSilent(quiet)
+    }
+}
+
+/// From when on this connection counts as silent.
+fn silent_after(connection: &Connection) -> Duration {
+    if connection.bytes_received == 0 {
+        // A sender says EHLO within a round trip of the greeting; there is no command of ours to think about yet.
+        Holders::MUTE_AFTER
+            .max(4 * connection.rtt)
+            .min(Holders::SILENT_AFTER)
+    } else {
+        Holders::SILENT_AFTER
     }
 }
 
@@ -63,7 +75,8 @@ mod tests {
             accepted: true,
             client_closed: false,
             bytes_sent,
-            bytes_received: 0,
+            bytes_received: 20,
+            rtt: Duration::from_millis(30),
             since_sent: Duration::from_millis(sent_ms),
             since_received: Duration::from_millis(received_ms),
         }
@@ -85,6 +98,23 @@ mod tests {
             turn(&accepted(31, 9_000, 5_000)),
             Turn::ServerOwes(Duration::from_secs(5))
         );
+    }
+
+    #[test]
+    fn who_never_said_a_word_is_silent_sooner_but_not_before_his_round_trips() {
+        let mute = Connection {
+            bytes_received: 0,
+            ..accepted(31, 700, 900)
+        };
+        assert_eq!(turn(&mute), Turn::ClientSilent(Duration::from_millis(700)));
+        assert_eq!(
+            turn(&Connection {
+                rtt: Duration::from_millis(200),
+                ..mute
+            }),
+            Turn::Active
+        );
+        assert_eq!(turn(&accepted(31, 700, 900)), Turn::Active);
     }
 
     #[test]

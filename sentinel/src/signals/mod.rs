@@ -123,7 +123,7 @@ pub struct Holders {
     /// Accepted, and not a byte sent to them yet: smtpd itself is busy before the greeting (DNS, policy, milter).
     pub ungreeted: u32,
     /// Greeted, the client owes the next move, and nothing has gone either way for at least
-    /// [`Holders::SILENT_AFTER`].
+    /// [`Holders::SILENT_AFTER`], or [`Holders::MUTE_AFTER`] where the client has never said a word.
     pub silent: u32,
     /// Greeted, and the client spoke last, at least [`Holders::SILENT_AFTER`] ago: the server owes the reply.
     pub server_owes: u32,
@@ -135,6 +135,11 @@ impl Holders {
     /// From when on a quiet connection counts as quiet. Longer than a slow round trip and a TLS handshake together,
     /// much shorter than stress mode's own 10 s (`smtpd_timeout`, Postfix src/global/mail_params.h).
     pub const SILENT_AFTER: std::time::Duration = std::time::Duration::from_millis(1500);
+
+    /// From when on a client that has not said a word since the greeting counts as quiet, or from four of its round
+    /// trips if that is longer: a burst of 15 a second takes 20 slots before the first of them has been silent for
+    /// long.
+    pub const MUTE_AFTER: std::time::Duration = std::time::Duration::from_millis(500);
 
     pub fn total(&self) -> u32 {
         self.ungreeted + self.silent + self.server_owes + self.active

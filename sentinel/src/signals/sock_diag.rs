@@ -62,6 +62,8 @@ pub struct Connection {
     pub since_sent: Duration,
     /// Since the client sent data last; since the handshake when it never did.
     pub since_received: Duration,
+    /// Smoothed round-trip time.
+    pub rtt: Duration,
 }
 
 impl SockDiag {
@@ -239,6 +241,7 @@ fn connection(response: &InetResponse) -> Option<Connection> {
         bytes_received: info.bytes_received,
         since_sent: Duration::from_millis(u64::from(info.last_data_sent)),
         since_received: Duration::from_millis(u64::from(info.last_data_recv)),
+        rtt: Duration::from_micros(u64::from(info.rtt)),
     })
 }
 
