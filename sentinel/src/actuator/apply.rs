@@ -6,7 +6,7 @@ use super::entry::{Act, Action, Digest, HistoryEntry, Intent, IntentId, Kind, Ou
 use super::file::{ConfigDir, Content, FileError, MASTER_CF};
 use super::replace::{CommitError, Draft};
 use super::signal::{self, ReloadError};
-use super::{ActError, Actuator, InFlight, Place, Target, Verification, backup, check};
+use super::{ActError, Actuator, InFlight, Place, Target, Verification, backup};
 use crate::clock::{self, Now};
 use crate::postfix::{Master, edit};
 
@@ -32,11 +32,15 @@ impl Actuator {
 
     fn try_trip(&mut self, target: &Target, now: Now, trail: &mut Trail) -> Result<InFlight, ActError> {
         let dir = self.claim(&target.master.config_dir)?;
-        self.steps.step("identify").map_err(FileError::io("look at the master of", dir.path().to_owned()))?;
+        self.steps
+            .step("identify")
+            .map_err(FileError::io("look at the master of", dir.path().to_owned()))?;
         if !self.masters.alive(&target.master) {
             return Err(gone(target).into());
         }
-        self.steps.step("permission").map_err(FileError::io("replace", dir.file(MASTER_CF)))?;
+        self.steps
+            .step("permission")
+            .map_err(FileError::io("replace", dir.file(MASTER_CF)))?;
         dir.replaceable()?;
         let known = self.dead_copies(&dir);
         let draft = Draft::begin(&dir, &|bytes| known.contains(bytes), &mut self.steps)?;
@@ -66,15 +70,24 @@ impl Actuator {
         now: Now,
         trail: &mut Trail,
     ) -> Result<(Content, Vec<u8>), ActError> {
-        self.steps.step("read").map_err(FileError::io("read", dir.file(MASTER_CF)))?;
+        self.steps
+            .step("read")
+            .map_err(FileError::io("read", dir.file(MASTER_CF)))?;
         let original = dir.read()?;
         trail.before = Some(original.sha.clone());
-        self.steps.step("candidate").map_err(FileError::io("edit", dir.file(MASTER_CF)))?;
-        let candidate = edit::insert(&original.bytes, &target.service, now.wall)
-            .map_err(|source| ActError::Edit { path: dir.file(MASTER_CF), source })?;
+        self.steps
+            .step("candidate")
+            .map_err(FileError::io("edit", dir.file(MASTER_CF)))?;
+        let candidate =
+            edit::insert(&original.bytes, &target.service, now.wall).map_err(|source| ActError::Edit {
+                path: dir.file(MASTER_CF),
+                source,
+            })?;
         trail.after = Some(Digest::of(&candidate));
-        self.steps.step("check").map_err(FileError::io("check", dir.file(MASTER_CF)))?;
-        check::edited(dir.path(), &original.bytes, &candidate)?;
+        self.steps
+            .step("check")
+            .map_err(FileError::io("check", dir.file(MASTER_CF)))?;
+        self.checker.edited(dir.path(), &original.bytes, &candidate)?;
         // Where another service of this file is ours already, the original is the file without those lines.
         let plain = edit::remove(&original.bytes).bytes;
         let kept = backup::keep(&self.state_dir, &target.instance, &plain, &mut self.steps)?;
@@ -122,8 +135,16 @@ impl Actuator {
     ) -> Result<InFlight, ActError> {
         let signalled_ticks = self.tell(dir, &target.master, expected)?;
         let service = target.service.clone();
-        let verification = Verification { act, service, signalled: clock::now().mono, signalled_ticks };
-        Ok(InFlight { target: target.clone(), verification })
+        let verification = Verification {
+            act,
+            service,
+            signalled: clock::now().mono,
+            signalled_ticks,
+        };
+        Ok(InFlight {
+            target: target.clone(),
+            verification,
+        })
     }
 
     /// Tells the master, unless somebody has broken the file since `expected` was put there. Returns the clock ticks
@@ -134,13 +155,18 @@ impl Actuator {
         master: &Master,
         expected: &Digest,
     ) -> Result<u64, ActError> {
-        self.steps.step("look again").map_err(FileError::io("read", dir.file(MASTER_CF)))?;
+        self.steps
+            .step("look again")
+            .map_err(FileError::io("read", dir.file(MASTER_CF)))?;
         let current = dir.read_followed()?;
         if Digest::of(&current) != *expected {
-            check::reloadable(dir.path(), &current)?;
+            self.checker.reloadable(dir.path(), &current)?;
         }
         let ticks = clock::boot_ticks().map_err(FileError::io("read", "/proc/uptime".into()))?;
-        let not_sent = |source| ReloadError::NotSent { pid: master.pid, source };
+        let not_sent = |source| ReloadError::NotSent {
+            pid: master.pid,
+            source,
+        };
         self.steps.step("signal").map_err(not_sent)?;
         self.masters.reload(master, self.mode)?;
         Ok(ticks)
@@ -159,11 +185,11 @@ impl Actuator {
         let taken = self.take_back(dir, target.place(), Some(&target.service), now);
         // A `postfix reload` that hangs may have told the master: then it has to be told again.
         let told = match (&taken, &cause) {
-            (Ok(taken), ActError::Reload(ReloadError::Unknown { .. })) => {
-                check::reloadable(dir.path(), &taken.bytes).map_err(ActError::from).and_then(|()| {
-                    Ok(self.masters.reload(&target.master, signal::ReloadMode::Signal)?)
-                })
-            }
+            (Ok(taken), ActError::Reload(ReloadError::Unknown { .. })) => self
+                .checker
+                .reloadable(dir.path(), &taken.bytes)
+                .map_err(ActError::from)
+                .and_then(|()| Ok(self.masters.reload(&target.master, signal::ReloadMode::Signal)?)),
             _ => Ok(()),
         };
         self.steps.resume(failed_at);
@@ -178,7 +204,11 @@ impl Actuator {
             }
             Err(error) => {
                 trail.intents.clear();
-                ActError::Stuck { path: dir.file(MASTER_CF), cause: Box::new(cause), error: Box::new(error) }
+                ActError::Stuck {
+                    path: dir.file(MASTER_CF),
+                    cause: Box::new(cause),
+                    error: Box::new(error),
+                }
             }
         }
     }
@@ -201,17 +231,25 @@ impl Actuator {
             "master_pid": target.master.pid,
             "duration_ms": duration_ms(now),
         });
-        let mut entry = history(target, now, match act {
-            Act::Edit => Action::Edit,
-            Act::Undo => Action::Undo,
-        });
+        let mut entry = history(
+            target,
+            now,
+            match act {
+                Act::Edit => Action::Edit,
+                Act::Undo => Action::Undo,
+            },
+        );
         entry.reasons = reasons.to_vec();
         match result {
             Ok(_) => {
                 entry.outcome = Some(Outcome::Done);
                 entry.detail = detail;
                 // A trip stays open until it is undone; a clear is the end of its own intents and of the trip's.
-                let settles = if act == Act::Undo { trail.intents } else { Vec::new() };
+                let settles = if act == Act::Undo {
+                    trail.intents
+                } else {
+                    Vec::new()
+                };
                 self.settle(entry, settles);
                 let reload = HistoryEntry {
                     reasons: reasons.to_vec(),
@@ -226,7 +264,11 @@ impl Actuator {
                 detail["step"] = json!(self.steps.last());
                 detail["error"] = json!(error.to_string());
                 detail["others_edited"] = json!(trail.others_edited);
-                entry.outcome = Some(if refused { Outcome::Refused } else { Outcome::Failed });
+                entry.outcome = Some(if refused {
+                    Outcome::Refused
+                } else {
+                    Outcome::Failed
+                });
                 entry.detail = detail;
                 self.settle(entry, trail.intents);
             }
@@ -243,7 +285,10 @@ impl Actuator {
 }
 
 pub(super) fn gone(target: &Target) -> ReloadError {
-    ReloadError::Gone { pid: target.master.pid, config_dir: target.master.config_dir.clone() }
+    ReloadError::Gone {
+        pid: target.master.pid,
+        config_dir: target.master.config_dir.clone(),
+    }
 }
 
 pub(super) fn history(target: &Target, now: Now, action: Action) -> HistoryEntry {

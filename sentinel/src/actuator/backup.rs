@@ -15,9 +15,17 @@ use super::steps::Steps;
 
 /// Where the backup of these bytes is or goes.
 fn path(state_dir: &Path, instance: &str, sha: &Digest) -> PathBuf {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
     let instance: String = instance.chars().map(plain).take(64).collect();
-    state_dir.join("backup").join(format!("{instance}-{}.master.cf", sha.short()))
+    state_dir
+        .join("backup")
+        .join(format!("{instance}-{}.master.cf", sha.short()))
 }
 
 /// On the disk when this returns, name and all.
@@ -29,7 +37,10 @@ pub(super) fn keep(
 ) -> Result<PathBuf, ActError> {
     let path = path(state_dir, instance, &Digest::of(bytes));
     write(state_dir, &path, bytes, steps)
-        .map_err(|source| ActError::Backup { path: path.clone(), source })
+        .map_err(|source| ActError::Backup {
+            path: path.clone(),
+            source,
+        })
         .map(|()| path)
 }
 
@@ -58,7 +69,13 @@ fn write(state_dir: &Path, path: &Path, bytes: &[u8], steps: &mut Steps) -> io::
 
 fn create(path: &Path) -> io::Result<File> {
     let nofollow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).custom_flags(nofollow).open(path)
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(nofollow)
+        .open(path)
 }
 
 /// No longer needed. One that cannot be removed is only in the way of nobody.

@@ -12,7 +12,8 @@ use super::command;
 use crate::postfix::endpoint::Names;
 use crate::postfix::{ServiceId, edit, master_cf};
 
-/// `postconf -M` takes some 15 ms.
+/// `postconf -M` takes some 15 ms, and a second or two while others hold the kernel's lock on network interfaces,
+/// which it lists.
 const POSTCONF_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the edit is, as postconf(1) prints it.
@@ -39,28 +40,70 @@ pub enum CheckError {
     Io { path: PathBuf, source: io::Error },
 }
 
-/// Whether `after`, which is `before` with our lines put in, may take its place in `config_dir`.
-pub(super) fn edited(config_dir: &Path, before: &[u8], after: &[u8]) -> Result<(), CheckError> {
-    let path = config_dir.join("master.cf");
-    if !edit::only_ours_differs(before, after) {
-        return Err(CheckError::MoreThanOurs(path));
+/// The judges at hand.
+pub(super) struct Checker {
+    postconf: Option<PathBuf>,
+}
+
+impl Checker {
+    /// With postconf(1), if this machine has it.
+    pub(super) fn at_hand() -> Self {
+        Self {
+            postconf: command::find("postconf"),
+        }
     }
-    valid(&path, after)?;
-    let Some(postconf) = command::find("postconf") else { return Ok(()) };
-    let reader = Reader { postconf: &postconf, config_dir };
-    let known = edit::ours(before);
-    let added: Vec<_> = edit::ours(after).into_iter().filter(|id| !known.contains(id)).collect();
-    differs_by_stress(&reader.entries(before)?, &reader.entries(after)?, &added)
-        .map_err(|service| CheckError::OtherChange { path, service })
+
+    /// Our own eyes only.
+    #[cfg(test)]
+    pub(super) fn without_postconf() -> Self {
+        Self { postconf: None }
+    }
+
+    /// Whether `after`, which is `before` with our lines put in, may take its place in `config_dir`.
+    pub(super) fn edited(&self, config_dir: &Path, before: &[u8], after: &[u8]) -> Result<(), CheckError> {
+        let path = config_dir.join("master.cf");
+        if !edit::only_ours_differs(before, after) {
+            return Err(CheckError::MoreThanOurs(path));
+        }
+        valid(&path, after)?;
+        let Some(postconf) = &self.postconf else {
+            return Ok(());
+        };
+        let reader = Reader { postconf, config_dir };
+        let known = edit::ours(before);
+        let added: Vec<_> = edit::ours(after)
+            .into_iter()
+            .filter(|id| !known.contains(id))
+            .collect();
+        differs_by_stress(&reader.entries(before)?, &reader.entries(after)?, &added)
+            .map_err(|service| CheckError::OtherChange { path, service })
+    }
+
+    /// Whether a running master would survive reading these bytes.
+    pub(super) fn reloadable(&self, config_dir: &Path, bytes: &[u8]) -> Result<(), CheckError> {
+        valid(&config_dir.join("master.cf"), bytes)?;
+        match &self.postconf {
+            Some(postconf) => Reader { postconf, config_dir }.entries(bytes).map(drop),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Whether `removal` takes nothing out of `before` but lines of ours: two for each pair, and one for each comment of
 /// ours whose argument line somebody else has changed. Whether the rest is valid is no question here: it is not ours,
 /// and without our lines it is no worse.
 pub(super) fn undone(config_dir: &Path, before: &[u8], removal: &edit::Removal) -> Result<(), CheckError> {
-    let lines = |bytes| <[u8]>::split(bytes, |&byte| byte == b'\n').map(trim_cr).collect::<Vec<_>>();
+    let lines = |bytes| {
+        <[u8]>::split(bytes, |&byte| byte == b'\n')
+            .map(trim_cr)
+            .collect::<Vec<_>>()
+    };
     let (old, new) = (lines(before), lines(&removal.bytes));
-    let orphans = removal.foreign.iter().filter(|trace| trace.service.is_some()).count();
+    let orphans = removal
+        .foreign
+        .iter()
+        .filter(|trace| trace.service.is_some())
+        .count();
     let mut left = new.iter().peekable();
     for line in &old {
         left.next_if(|&wanted| wanted == line);
@@ -76,26 +119,22 @@ fn trim_cr(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
 
-/// Whether a running master would survive reading these bytes.
-pub(super) fn reloadable(config_dir: &Path, bytes: &[u8]) -> Result<(), CheckError> {
-    valid(&config_dir.join("master.cf"), bytes)?;
-    match command::find("postconf") {
-        Some(postconf) => Reader { postconf: &postconf, config_dir }.entries(bytes).map(drop),
-        None => Ok(()),
-    }
-}
-
 fn valid(path: &Path, bytes: &[u8]) -> Result<(), CheckError> {
     // Read anew each time: an admin who adds a port to /etc/services uses it in master.cf the next minute.
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let names = Names::from_files(&read("/etc/services"), &read("/etc/hosts"));
     master_cf::validate_with(bytes, &names).map_err(|problems| CheckError::Broken {
         path: path.to_owned(),
-        problem: problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        problem: problems
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("; "),
     })
 }
 
-/// postconf(1), reading candidates beside a copy of the real main.cf.
+/// postconf(1), reading candidates beside a copy of the real main.cf: master reads that again too, and dies of an
+/// error in it as well.
 struct Reader<'a> {
     postconf: &'a Path,
     config_dir: &'a Path,
@@ -105,8 +144,14 @@ impl Reader<'_> {
     /// What `postconf -M` prints: an entry a line.
     fn entries(&self, master_cf: &[u8]) -> Result<Vec<u8>, CheckError> {
         let path = self.config_dir.join("master.cf");
-        let io = |source| CheckError::Io { path: path.clone(), source };
-        let scratch = tempfile::Builder::new().prefix("smtp-sentinel-").tempdir().map_err(io)?;
+        let io = |source| CheckError::Io {
+            path: path.clone(),
+            source,
+        };
+        let scratch = tempfile::Builder::new()
+            .prefix("smtp-sentinel-")
+            .tempdir()
+            .map_err(io)?;
         let candidate = scratch.path().join("candidate");
         std::fs::create_dir(&candidate).map_err(io)?;
         std::fs::write(candidate.join("main.cf"), self.main_cf().map_err(io)?).map_err(io)?;
@@ -115,14 +160,22 @@ impl Reader<'_> {
         let output = command::run(self.postconf, args, POSTCONF_LIMIT, scratch.path()).map_err(io)?;
         match output.success {
             Some(true) => Ok(output.stdout),
-            Some(false) => Err(CheckError::Unreadable { path, complaint: output.complaint }),
-            None => Err(CheckError::Io { path, source: io::ErrorKind::TimedOut.into() }),
+            Some(false) => Err(CheckError::Unreadable {
+                path,
+                complaint: output.complaint,
+            }),
+            None => Err(CheckError::Io {
+                path,
+                source: io::ErrorKind::TimedOut.into(),
+            }),
         }
     }
 
     fn main_cf(&self) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        std::fs::File::open(self.config_dir.join("main.cf"))?.take(1 << 20).read_to_end(&mut bytes)?;
+        std::fs::File::open(self.config_dir.join("main.cf"))?
+            .take(1 << 20)
+            .read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 }
@@ -132,16 +185,29 @@ impl Reader<'_> {
 fn differs_by_stress(without: &[u8], with: &[u8], services: &[ServiceId]) -> Result<(), ServiceId> {
     let lines = |text| <[u8]>::split(text, |&byte| byte == b'\n');
     let mut expected: Vec<&ServiceId> = services.iter().collect();
-    let suspect = || services.first().cloned().unwrap_or(ServiceId { name: "?".into(), kind: "?".into() });
+    let suspect = || {
+        services.first().cloned().unwrap_or(ServiceId {
+            name: "?".into(),
+            kind: "?".into(),
+        })
+    };
     if lines(without).count() != lines(with).count() {
         return Err(suspect());
     }
     for (old, new) in lines(without).zip(lines(with)).filter(|(old, new)| old != new) {
-        let mut fields = old.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
-        let (name, kind) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
-        let position =
-            expected.iter().position(|id| id.name.as_bytes() == name && id.kind.as_bytes() == kind);
-        let Some(position) = position.filter(|_| is_insertion(old, new)) else { return Err(suspect()) };
+        let mut fields = old
+            .split(u8::is_ascii_whitespace)
+            .filter(|field| !field.is_empty());
+        let (name, kind) = (
+            fields.next().unwrap_or_default(),
+            fields.next().unwrap_or_default(),
+        );
+        let position = expected
+            .iter()
+            .position(|id| id.name.as_bytes() == name && id.kind.as_bytes() == kind);
+        let Some(position) = position.filter(|_| is_insertion(old, new)) else {
+            return Err(suspect());
+        };
         expected.remove(position);
     }
     expected.first().map_or(Ok(()), |&missing| Err(missing.clone()))
@@ -151,7 +217,9 @@ fn differs_by_stress(without: &[u8], with: &[u8], services: &[ServiceId]) -> Res
 fn is_insertion(old: &[u8], new: &[u8]) -> bool {
     new.len() == old.len() + ARGUMENT.len()
         && (0..=old.len()).any(|at| {
-            new[..at] == old[..at] && new[at..].starts_with(ARGUMENT) && new[at + ARGUMENT.len()..] == old[at..]
+            new[..at] == old[..at]
+                && new[at..].starts_with(ARGUMENT)
+                && new[at + ARGUMENT.len()..] == old[at..]
         })
 }
 
@@ -160,7 +228,10 @@ mod tests {
     use super::*;
 
     fn smtp() -> ServiceId {
-        ServiceId { name: "smtp".into(), kind: "inet".into() }
+        ServiceId {
+            name: "smtp".into(),
+            kind: "inet".into(),
+        }
     }
 
     const PLAIN: &[u8] = b"smtp       inet  n       -       y       -       -       smtpd\n\
@@ -176,7 +247,7 @@ mod tests {
     fn our_own_edit_passes_both_ways() {
         let dir = directory();
         let after = edit::insert(PLAIN, &smtp(), jiff::Timestamp::UNIX_EPOCH).unwrap();
-        edited(dir.path(), PLAIN, &after).unwrap();
+        Checker::at_hand().edited(dir.path(), PLAIN, &after).unwrap();
         undone(dir.path(), &after, &edit::remove(&after)).unwrap();
     }
 
@@ -185,16 +256,33 @@ mod tests {
         let dir = directory();
         let after = edit::insert(PLAIN, &smtp(), jiff::Timestamp::UNIX_EPOCH).unwrap();
         let other = [after.as_slice(), b"# a word\n"].concat();
-        assert!(matches!(edited(dir.path(), PLAIN, &other), Err(CheckError::MoreThanOurs(_))));
-        let removal = edit::Removal { bytes: b"".into(), ..edit::remove(&after) };
-        assert!(matches!(undone(dir.path(), &after, &removal), Err(CheckError::MoreThanOurs(_))));
-        let removal = edit::Removal { bytes: after.to_ascii_uppercase(), ..edit::remove(&after) };
-        assert!(matches!(undone(dir.path(), &after, &removal), Err(CheckError::MoreThanOurs(_))));
+        assert!(matches!(
+            Checker::at_hand().edited(dir.path(), PLAIN, &other),
+            Err(CheckError::MoreThanOurs(_))
+        ));
+        let removal = edit::Removal {
+            bytes: b"".into(),
+            ..edit::remove(&after)
+        };
+        assert!(matches!(
+            undone(dir.path(), &after, &removal),
+            Err(CheckError::MoreThanOurs(_))
+        ));
+        let removal = edit::Removal {
+            bytes: after.to_ascii_uppercase(),
+            ..edit::remove(&after)
+        };
+        assert!(matches!(
+            undone(dir.path(), &after, &removal),
+            Err(CheckError::MoreThanOurs(_))
+        ));
     }
 
     #[test]
     fn what_postconf_must_see() {
-        let with = |line: &str| format!("pickup unix n - y 60 1 pickup\nsmtp inet n - y - - smtpd{line}\n").into_bytes();
+        let with = |line: &str| {
+            format!("pickup unix n - y 60 1 pickup\nsmtp inet n - y - - smtpd{line}\n").into_bytes()
+        };
         let sees = |old: &str, new: &str| differs_by_stress(&with(old), &with(new), &[smtp()]).is_ok();
         assert!(sees("", " -o stress=yes"));
         assert!(sees(" -v", " -o stress=yes -v"));
@@ -202,16 +290,23 @@ mod tests {
         assert!(!sees("", " -o stress=yes -v"));
         assert!(!sees("", " -o stress=no"));
         assert!(!sees("", " -o stress=yes\nx inet n - y - - smtpd"));
-        let pickup = ServiceId { name: "pickup".into(), kind: "unix".into() };
+        let pickup = ServiceId {
+            name: "pickup".into(),
+            kind: "unix".into(),
+        };
         assert!(differs_by_stress(&with(""), &with(" -o stress=yes"), &[pickup]).is_err());
     }
 
     #[test]
     fn a_file_that_stops_master_is_not_reloaded() {
         let dir = directory();
-        reloadable(dir.path(), PLAIN).unwrap();
-        for broken in [&b"smtp inet y - y - - smtpd\n"[..], b"smtp inet n - y - -\n", b"smtp tcp n - y - - smtpd\n"] {
-            let error = reloadable(dir.path(), broken).unwrap_err();
+        Checker::at_hand().reloadable(dir.path(), PLAIN).unwrap();
+        for broken in [
+            &b"smtp inet y - y - - smtpd\n"[..],
+            b"smtp inet n - y - -\n",
+            b"smtp tcp n - y - - smtpd\n",
+        ] {
+            let error = Checker::at_hand().reloadable(dir.path(), broken).unwrap_err();
             assert!(error.to_string().contains("do not reload"), "{error}");
         }
     }

@@ -25,7 +25,10 @@ pub(super) struct Output {
 
 /// The path of a Postfix command, if this machine has it.
 pub(super) fn find(name: &str) -> Option<PathBuf> {
-    DIRECTORIES.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file())
+    DIRECTORIES
+        .iter()
+        .map(|dir| Path::new(dir).join(name))
+        .find(|path| path.is_file())
 }
 
 /// Runs `program` for at most `limit`. `scratch` is a private directory for what it prints.
@@ -65,7 +68,11 @@ pub(super) fn run<A: AsRef<OsStr>>(
         .rfind(|line| !line.trim().is_empty())
         .unwrap_or("no message")
         .to_owned();
-    Ok(Output { success: status.map(|status| status.success()), stdout: read_bounded(&stdout)?, complaint })
+    Ok(Output {
+        success: status.map(|status| status.success()),
+        stdout: read_bounded(&stdout)?,
+        complaint,
+    })
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
@@ -82,10 +89,19 @@ mod tests {
     fn tells_output_complaint_and_end() {
         let dir = tempfile::tempdir().unwrap();
         let sh = |script: &str, ms| {
-            run(Path::new("/bin/sh"), ["-c", script], Duration::from_millis(ms), dir.path()).unwrap()
+            run(
+                Path::new("/bin/sh"),
+                ["-c", script],
+                Duration::from_millis(ms),
+                dir.path(),
+            )
+            .unwrap()
         };
         let good = sh("echo out; echo one >&2; echo two >&2; echo >&2", 5000);
-        assert_eq!((good.success, good.stdout.as_slice(), good.complaint.as_str()), (Some(true), &b"out\n"[..], "two"));
+        assert_eq!(
+            (good.success, good.stdout.as_slice(), good.complaint.as_str()),
+            (Some(true), &b"out\n"[..], "two")
+        );
         assert_eq!(sh("exit 3", 5000).success, Some(false));
         assert_eq!(sh("exec sleep 60", 50).success, None);
         assert_eq!(sh("echo ${HOME-none}", 5000).stdout, b"none\n");

@@ -3,28 +3,33 @@
 use serde_json::json;
 
 use super::apply::{duration_ms, gone, history};
+use super::check::Checker;
 use super::entry::{Action, Digest, HistoryEntry, Outcome};
 use super::file::MASTER_CF;
 use super::signal::{Masters, System};
-use super::{ActError, ConfigDir, Target, check};
+use super::{ActError, ConfigDir, Target};
 use crate::clock::Now;
 use crate::postfix::edit;
 
 /// An actuator that only reports. Needs no state directory and holds no lock.
 pub struct DryRun {
     masters: Box<dyn Masters>,
+    checker: Checker,
 }
 
 impl Default for DryRun {
     fn default() -> Self {
-        Self { masters: Box::new(System) }
+        Self::with(Box::new(System))
     }
 }
 
 impl DryRun {
     /// With other masters than this machine's.
     pub fn with(masters: Box<dyn Masters>) -> Self {
-        Self { masters }
+        Self {
+            masters,
+            checker: Checker::at_hand(),
+        }
     }
 
     /// Everything that a trip would ask before it writes; the entry says what it would have done.
@@ -35,9 +40,12 @@ impl DryRun {
         let dir = ConfigDir::open(&target.master.config_dir)?;
         dir.replaceable()?;
         let original = dir.read()?;
-        let candidate = edit::insert(&original.bytes, &target.service, now.wall)
-            .map_err(|source| ActError::Edit { path: dir.path().join(MASTER_CF), source })?;
-        check::edited(dir.path(), &original.bytes, &candidate)?;
+        let candidate =
+            edit::insert(&original.bytes, &target.service, now.wall).map_err(|source| ActError::Edit {
+                path: dir.path().join(MASTER_CF),
+                source,
+            })?;
+        self.checker.edited(dir.path(), &original.bytes, &candidate)?;
         Ok(HistoryEntry {
             reasons: reasons.to_vec(),
             outcome: Some(Outcome::DryRun),

@@ -37,7 +37,11 @@ pub enum ActError {
          cured",
         .path.display()
     )]
-    Stuck { path: PathBuf, cause: Box<ActError>, error: Box<ActError> },
+    Stuck {
+        path: PathBuf,
+        cause: Box<ActError>,
+        error: Box<ActError>,
+    },
 }
 
 impl ActError {
@@ -45,7 +49,10 @@ impl ActError {
     pub fn not_permitted(&self) -> bool {
         let mut error: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(this) = error {
-            if this.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::PermissionDenied) {
+            if this
+                .downcast_ref::<io::Error>()
+                .is_some_and(|io| io.kind() == io::ErrorKind::PermissionDenied)
+            {
                 return true;
             }
             error = std::error::Error::source(this);

@@ -52,9 +52,17 @@ pub enum FileError {
         "cannot give the new {} the attribute {} of the old one: {source}; the file was left as it was",
         .path.display(), .name.display()
     )]
-    Attribute { path: PathBuf, name: OsString, source: io::Error },
+    Attribute {
+        path: PathBuf,
+        name: OsString,
+        source: io::Error,
+    },
     #[error("cannot {what} {}: {source}", .path.display())]
-    Io { what: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
 }
 
 impl FileError {
@@ -89,9 +97,16 @@ pub struct Content {
 
 impl ConfigDir {
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|error| FileError::io("open", path.to_owned())(error.into()))?;
-        Ok(Self { fd, path: path.to_owned() })
+        let fd = rustix::fs::open(
+            path,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|error| FileError::io("open", path.to_owned())(error.into()))?;
+        Ok(Self {
+            fd,
+            path: path.to_owned(),
+        })
     }
 
     pub fn path(&self) -> &Path {
@@ -110,8 +125,13 @@ impl ConfigDir {
     pub(super) fn claim(&self) -> Result<(), LockError> {
         match try_flock(self.fd()) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(LockError::Claimed { config_dir: self.path.clone() }),
-            Err(source) => Err(LockError::Claim { path: self.path.clone(), source }),
+            Ok(false) => Err(LockError::Claimed {
+                config_dir: self.path.clone(),
+            }),
+            Err(source) => Err(LockError::Claim {
+                path: self.path.clone(),
+                source,
+            }),
         }
     }
 
@@ -137,8 +157,15 @@ impl ConfigDir {
         let fd = rustix::fs::openat(self.fd(), MASTER_CF, flags, Mode::empty())
             .map_err(|error| FileError::io("open", path.clone())(error.into()))?;
         let mut bytes = Vec::new();
-        File::from(fd).take(SIZE_LIMIT + 1).read_to_end(&mut bytes).map_err(FileError::io("read", path.clone()))?;
-        if bytes.len() as u64 > SIZE_LIMIT { Err(FileError::TooLarge(path)) } else { Ok(bytes) }
+        File::from(fd)
+            .take(SIZE_LIMIT + 1)
+            .read_to_end(&mut bytes)
+            .map_err(FileError::io("read", path.clone()))?;
+        if bytes.len() as u64 > SIZE_LIMIT {
+            Err(FileError::TooLarge(path))
+        } else {
+            Ok(bytes)
+        }
     }
 
     /// Whether the path still stands for the directory that is open.
@@ -157,10 +184,15 @@ impl ConfigDir {
             return Err(FileError::NotRegular(path()));
         }
         if stat.st_nlink != 1 {
-            return Err(FileError::HardLink { path: path(), links: stat.st_nlink });
+            return Err(FileError::HardLink {
+                path: path(),
+                links: stat.st_nlink,
+            });
         }
         let mut bytes = Vec::new();
-        file.take(SIZE_LIMIT + 1).read_to_end(&mut bytes).map_err(FileError::io("read", path()))?;
+        file.take(SIZE_LIMIT + 1)
+            .read_to_end(&mut bytes)
+            .map_err(FileError::io("read", path()))?;
         if bytes.len() as u64 > SIZE_LIMIT {
             return Err(FileError::TooLarge(path()));
         }
@@ -178,16 +210,31 @@ impl ConfigDir {
     /// Whether master.cf could be replaced, as far as that can be told without trying.
     pub fn replaceable(&self) -> Result<(), FileError> {
         let path = self.file(MASTER_CF);
-        rustix::fs::accessat(self.fd(), c".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
-            .map_err(|error| FileError::Unwritable { path: self.path.clone(), source: error.into() })?;
-        let statx =
-            rustix::fs::statx(self.fd(), MASTER_CF, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)
-                .map_err(|error| FileError::io("stat", path.clone())(error.into()))?;
+        rustix::fs::accessat(
+            self.fd(),
+            c".",
+            Access::WRITE_OK | Access::EXEC_OK,
+            AtFlags::EACCESS,
+        )
+        .map_err(|error| FileError::Unwritable {
+            path: self.path.clone(),
+            source: error.into(),
+        })?;
+        let statx = rustix::fs::statx(
+            self.fd(),
+            MASTER_CF,
+            AtFlags::SYMLINK_NOFOLLOW,
+            StatxFlags::BASIC_STATS,
+        )
+        .map_err(|error| FileError::io("stat", path.clone())(error.into()))?;
         // The attribute is known since Linux 5.8; without it the rename says EBUSY, later and as well.
         if statx.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
             return Err(FileError::Mount(path));
         }
-        if statx.stx_attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND) {
+        if statx
+            .stx_attributes
+            .intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND)
+        {
             return Err(FileError::Immutable(path));
         }
         Ok(())
@@ -213,7 +260,8 @@ pub(super) fn attributes(file: &File) -> io::Result<Vec<(OsString, Vec<u8>)>> {
         Err(error) => return Err(error),
     };
     let mut attributes = Vec::new();
-    for name in names.filter(|name| name != OsStr::new("security.ima") && name != OsStr::new("security.evm")) {
+    for name in names.filter(|name| name != OsStr::new("security.ima") && name != OsStr::new("security.evm"))
+    {
         if let Some(value) = file.get_xattr(&name)? {
             attributes.push((name, value));
         }

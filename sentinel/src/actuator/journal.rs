@@ -92,8 +92,10 @@ impl Journal {
     pub(super) fn open(state_dir: &Path) -> Result<Self, JournalError> {
         let contents = read(state_dir)?;
         let path = state_dir.join(CURRENT);
-        let (file, size, torn) = open_for_append(state_dir, &path)
-            .map_err(|source| JournalError::Write { path: path.clone(), source })?;
+        let (file, size, torn) = open_for_append(state_dir, &path).map_err(|source| JournalError::Write {
+            path: path.clone(),
+            source,
+        })?;
         if contents.damaged > 0 {
             let lines = contents.damaged;
             tracing::warn!(path = %path.display(), lines, "damaged lines in the journal were skipped");
@@ -151,7 +153,8 @@ impl Journal {
     fn append(&mut self, entry: &Entry, steps: &mut Steps) -> Result<(), JournalError> {
         let line = encode(entry)?;
         let path = self.dir.join(CURRENT);
-        self.write_line(&line, steps).map_err(|source| JournalError::Write { path, source })
+        self.write_line(&line, steps)
+            .map_err(|source| JournalError::Write { path, source })
     }
 
     fn write_line(&mut self, line: &[u8], steps: &mut Steps) -> io::Result<()> {
@@ -204,7 +207,9 @@ impl Journal {
 }
 
 fn private(options: &mut OpenOptions) -> &mut OpenOptions {
-    options.mode(0o600).custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+    options
+        .mode(0o600)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
 }
 
 fn open_for_append(dir: &Path, path: &Path) -> io::Result<(File, u64, bool)> {
@@ -227,7 +232,10 @@ pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
 
 fn encode(entry: &Entry) -> Result<Vec<u8>, serde_json::Error> {
     let raw = serde_json::value::to_raw_value(entry)?;
-    serde_json::to_vec(&Line { sum: sum(raw.get()), entry: &raw })
+    serde_json::to_vec(&Line {
+        sum: sum(raw.get()),
+        entry: &raw,
+    })
 }
 
 fn sum(text: &str) -> String {
@@ -236,7 +244,9 @@ fn sum(text: &str) -> String {
 
 fn decode(line: &[u8]) -> Option<Entry> {
     let line: Line<'_> = serde_json::from_slice(line).ok()?;
-    (line.sum == sum(line.entry.get())).then(|| serde_json::from_str(line.entry.get()).ok()).flatten()
+    (line.sum == sum(line.entry.get()))
+        .then(|| serde_json::from_str(line.entry.get()).ok())
+        .flatten()
 }
 
 fn read(state_dir: &Path) -> Result<Contents, JournalError> {
@@ -292,7 +302,13 @@ mod tests {
             service: None,
             sha256_before: Digest::of(b"a"),
             sha256_after: Digest::of(b"b"),
-            file_before: FileId { dev: 1, ino: 2, size: 3, mtime: (4, 5), ctime: (6, 7) },
+            file_before: FileId {
+                dev: 1,
+                ino: 2,
+                size: 3,
+                mtime: (4, 5),
+                ctime: (6, 7),
+            },
             backup: None,
             master_pid: Some(8),
             master_start_time: Some(9),
@@ -300,7 +316,10 @@ mod tests {
     }
 
     fn entry(reason: &str) -> HistoryEntry {
-        HistoryEntry { reasons: vec![reason.into()], ..HistoryEntry::new(jiff::Timestamp::UNIX_EPOCH, Kind::Action) }
+        HistoryEntry {
+            reasons: vec![reason.into()],
+            ..HistoryEntry::new(jiff::Timestamp::UNIX_EPOCH, Kind::Action)
+        }
     }
 
     fn open_ids(journal: &Journal) -> Vec<u64> {
@@ -320,7 +339,10 @@ mod tests {
         assert_eq!(journal.open_intents(), [intent(2)]);
         assert_eq!(journal.next_id(), IntentId(3));
         assert_eq!(read_history(dir.path()).unwrap(), [entry("x")]);
-        assert_eq!(std::fs::metadata(dir.path().join(CURRENT)).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(
+            std::fs::metadata(dir.path().join(CURRENT)).unwrap().mode() & 0o7777,
+            0o600
+        );
     }
 
     /// Cut after every byte: the whole lines before the cut are read, the torn one is not, and what is appended
@@ -338,11 +360,19 @@ mod tests {
         for cut in 0..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
             let mut journal = Journal::open(dir.path()).unwrap();
-            assert_eq!(open_ids(&journal).len(), usize::from(cut >= first - 1), "cut at {cut}");
+            assert_eq!(
+                open_ids(&journal).len(),
+                usize::from(cut >= first - 1),
+                "cut at {cut}"
+            );
             journal.record(entry("after"), vec![], &mut steps).unwrap();
             let history = read_history(dir.path()).unwrap();
             assert_eq!(history.last(), Some(&entry("after")), "cut at {cut}");
-            assert_eq!(history.len(), 1 + usize::from(cut == whole.len() - 1), "cut at {cut}");
+            assert_eq!(
+                history.len(),
+                1 + usize::from(cut == whole.len() - 1),
+                "cut at {cut}"
+            );
         }
     }
 
@@ -405,14 +435,21 @@ mod tests {
             journal.record(entry(&i.to_string()), vec![], &mut steps).unwrap();
         }
         drop(journal);
-        let total: u64 =
-            [CURRENT, PREVIOUS].iter().map(|name| dir.path().join(name).metadata().unwrap().len()).sum();
+        let total: u64 = [CURRENT, PREVIOUS]
+            .iter()
+            .map(|name| dir.path().join(name).metadata().unwrap().len())
+            .sum();
         assert!(total < 3 * 4096, "{total}");
-        assert_eq!(std::fs::metadata(dir.path().join(CURRENT)).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(
+            std::fs::metadata(dir.path().join(CURRENT)).unwrap().mode() & 0o7777,
+            0o600
+        );
         let mut journal = Journal::open(dir.path()).unwrap();
         assert_eq!(journal.open_intents(), [intent(1)]);
         assert_eq!(read_history(dir.path()).unwrap().last(), Some(&entry("199")));
-        journal.record(entry("settled"), vec![IntentId(1)], &mut steps).unwrap();
+        journal
+            .record(entry("settled"), vec![IntentId(1)], &mut steps)
+            .unwrap();
         assert_eq!(open_ids(&Journal::open(dir.path()).unwrap()), [0; 0]);
     }
 
@@ -433,8 +470,9 @@ mod tests {
     fn history_is_the_contract() {
         let value = serde_json::to_value(entry("why")).unwrap();
         let keys: BTreeSet<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
-        let expected =
-            ["time", "kind", "instance", "service", "from", "to", "action", "reasons", "outcome", "detail"];
+        let expected = [
+            "time", "kind", "instance", "service", "from", "to", "action", "reasons", "outcome", "detail",
+        ];
         assert_eq!(keys, BTreeSet::from(expected));
         assert_eq!(value["time"], "1970-01-01T00:00:00Z");
         assert_eq!(value["kind"], "action");

@@ -53,12 +53,22 @@ impl StateLock {
     /// Makes `state_dir` if it is missing (mode 0700) and locks it.
     pub(super) fn take(state_dir: &Path) -> Result<Self, LockError> {
         let path = state_dir.join("lock");
-        let failed = |source| LockError::State { path: state_dir.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(failed)?;
+        let failed = |source| LockError::State {
+            path: state_dir.to_owned(),
+            source,
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(state_dir)
+            .map_err(failed)?;
         // Its mode is not ours to change: a state_dir = "/tmp" by mistake must not close /tmp to everyone.
         let mode = std::fs::metadata(state_dir).map_err(failed)?.mode() & 0o7777;
         if mode & 0o022 != 0 {
-            return Err(LockError::Exposed { state_dir: state_dir.to_owned(), mode });
+            return Err(LockError::Exposed {
+                state_dir: state_dir.to_owned(),
+                mode,
+            });
         }
         let mut file = OpenOptions::new()
             .read(true)
@@ -72,8 +82,15 @@ impl StateLock {
         if !try_flock(&file).map_err(failed)? {
             let mut text = String::new();
             // The pid is a help for the reader of the message, no more: the lock itself is the truth.
-            let pid = file.take(32).read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-            return Err(LockError::Held { state_dir: state_dir.to_owned(), pid });
+            let pid = file
+                .take(32)
+                .read_to_string(&mut text)
+                .ok()
+                .and_then(|_| text.trim().parse().ok());
+            return Err(LockError::Held {
+                state_dir: state_dir.to_owned(),
+                pid,
+            });
         }
         // Likewise: on a full disk the lock still holds.
         let named = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| {
@@ -106,7 +123,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = StateLock::take(dir.path()).unwrap();
         let error = StateLock::take(dir.path()).unwrap_err();
-        assert!(error.to_string().contains(&format!("(pid {})", std::process::id())), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("(pid {})", std::process::id())),
+            "{error}"
+        );
         assert!(error.to_string().contains("stop the daemon first"), "{error}");
         drop(first);
         StateLock::take(dir.path()).unwrap();
@@ -118,14 +140,20 @@ mod tests {
         let state = dir.path().join("a/b");
         let _lock = StateLock::take(&state).unwrap();
         assert_eq!(std::fs::metadata(&state).unwrap().mode() & 0o7777, 0o700);
-        assert_eq!(std::fs::metadata(state.join("lock")).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(
+            std::fs::metadata(state.join("lock")).unwrap().mode() & 0o7777,
+            0o600
+        );
     }
 
     #[test]
     fn refuses_a_directory_that_others_can_write() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(StateLock::take(dir.path()), Err(LockError::Exposed { mode: 0o777, .. })));
+        assert!(matches!(
+            StateLock::take(dir.path()),
+            Err(LockError::Exposed { mode: 0o777, .. })
+        ));
         assert_eq!(std::fs::metadata(dir.path()).unwrap().mode() & 0o7777, 0o777);
     }
 

@@ -41,7 +41,7 @@ pub use error::ActError;
 pub use file::{ConfigDir, Content, FileError};
 pub use journal::{JournalError, read_history};
 pub use lock::LockError;
-pub use restore::{Found, Restored, RestoreReport, Told, restore};
+pub use restore::{Found, RestoreReport, Restored, Told, restore};
 pub use signal::{Masters, ReloadError, ReloadMode, System};
 pub use steps::{Hook, Steps};
 pub use verify::{LIVES_FOR, NEW_WORKER_WITHIN, Progress, Verification};
@@ -63,7 +63,11 @@ pub struct Target {
 impl Target {
     fn place(&self) -> Place<'_> {
         let config_dir = &self.master.config_dir;
-        Place { instance: &self.instance, config_dir, master: Some(&self.master) }
+        Place {
+            instance: &self.instance,
+            config_dir,
+            master: Some(&self.master),
+        }
     }
 }
 
@@ -89,6 +93,7 @@ pub struct Actuator {
     journal: journal::Journal,
     mode: ReloadMode,
     masters: Box<dyn Masters>,
+    checker: check::Checker,
     steps: Steps,
     claimed: BTreeMap<PathBuf, Arc<ConfigDir>>,
     unwritten: VecDeque<(HistoryEntry, Vec<IntentId>)>,
@@ -115,6 +120,7 @@ impl Actuator {
             journal,
             mode,
             masters,
+            checker: check::Checker::at_hand(),
             steps,
             claimed: BTreeMap::new(),
             unwritten: VecDeque::new(),
@@ -139,7 +145,9 @@ impl Actuator {
 
     /// The directory, with its master.cf ours alone among sentinels for as long as we live.
     pub fn claim(&mut self, config_dir: &Path) -> Result<Arc<ConfigDir>, ActError> {
-        self.steps.step("claim").map_err(FileError::io("open", config_dir.to_owned()))?;
+        self.steps
+            .step("claim")
+            .map_err(FileError::io("open", config_dir.to_owned()))?;
         if let Some(dir) = self.claimed.get(config_dir)
             && dir.still_named()
         {
@@ -160,7 +168,10 @@ impl Actuator {
     fn write_down(&mut self, entry: HistoryEntry, settles: Vec<IntentId>) {
         self.unwritten.push_back((entry, settles));
         while let Some((entry, settles)) = self.unwritten.pop_front() {
-            if let Err(error) = self.journal.record(entry.clone(), settles.clone(), &mut self.steps) {
+            if let Err(error) = self
+                .journal
+                .record(entry.clone(), settles.clone(), &mut self.steps)
+            {
                 tracing::error!(%error, waiting = self.unwritten.len() + 1, "history is kept in memory for now");
                 self.unwritten.push_front((entry, settles));
                 self.unwritten.truncate(UNWRITTEN_LIMIT);
@@ -171,14 +182,19 @@ impl Actuator {
 
     /// The open intents that are about this master.cf, whatever way its directory is spelled.
     fn intents_of(&self, config_dir: &Path) -> Vec<Intent> {
-        let same = |intent: &&Intent| intent.config_dir == config_dir || same_dir(&intent.config_dir, config_dir);
+        let same =
+            |intent: &&Intent| intent.config_dir == config_dir || same_dir(&intent.config_dir, config_dir);
         self.open_intents().iter().filter(same).cloned().collect()
     }
 
     /// Backups that no open intent names any more, of those that `settled` named.
     fn drop_backups(&self, settled: &[Intent]) {
         for path in settled.iter().filter_map(|intent| intent.backup.as_deref()) {
-            if !self.open_intents().iter().any(|intent| intent.backup.as_deref() == Some(path)) {
+            if !self
+                .open_intents()
+                .iter()
+                .any(|intent| intent.backup.as_deref() == Some(path))
+            {
                 backup::drop_kept(path);
             }
         }

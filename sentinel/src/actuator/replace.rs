@@ -92,7 +92,10 @@ impl<'d> Draft<'d> {
                 Standing::Foreign => return Err(FileError::TempTaken(path)),
             }
         }
-        Err(FileError::Busy { path, waited_s: LOCK_WAIT.as_secs() })
+        Err(FileError::Busy {
+            path,
+            waited_s: LOCK_WAIT.as_secs(),
+        })
     }
 
     /// Puts `bytes` in the place of `original`, with its owner, mode and attributes, provided that master.cf is still
@@ -103,9 +106,15 @@ impl<'d> Draft<'d> {
         bytes: &[u8],
         steps: &mut Steps,
     ) -> Result<FileId, CommitError> {
-        if let Err(error) = self.fill(original, bytes, steps).and_then(|()| self.rename(original, steps)) {
+        if let Err(error) = self
+            .fill(original, bytes, steps)
+            .and_then(|()| self.rename(original, steps))
+        {
             self.abandon();
-            return Err(CommitError { error, renamed: false });
+            return Err(CommitError {
+                error,
+                renamed: false,
+            });
         }
         let path = self.dir.file(MASTER_CF);
         let synced = steps
@@ -131,7 +140,10 @@ impl<'d> Draft<'d> {
     fn fill(&mut self, original: &Content, bytes: &[u8], steps: &mut Steps) -> Result<(), FileError> {
         let path = self.dir.file(MASTER_CF_TMP);
         let io = |what| FileError::io(what, path.clone());
-        steps.step("temp.write").and_then(|()| self.temp.write_all(bytes)).map_err(io("write"))?;
+        steps
+            .step("temp.write")
+            .and_then(|()| self.temp.write_all(bytes))
+            .map_err(io("write"))?;
         // Before the mode: a change of owner clears setuid and setgid.
         steps
             .step("temp.owner")
@@ -140,14 +152,19 @@ impl<'d> Draft<'d> {
                 rustix::fs::fchown(&self.temp, Some(uid), Some(gid)).map_err(io::Error::from)
             })
             .map_err(io("set the owner of"))?;
-        steps.step("temp.attributes").map_err(io("set the attributes of"))?;
+        steps
+            .step("temp.attributes")
+            .map_err(io("set the attributes of"))?;
         self.copy_attributes(original, |name| name != ACL)?;
         steps
             .step("temp.mode")
             .and_then(|()| rustix::fs::fchmod(&self.temp, original.mode).map_err(io::Error::from))
             .map_err(io("set the mode of"))?;
         self.copy_attributes(original, |name| name == ACL)?;
-        steps.step("temp.sync").and_then(|()| self.temp.sync_all()).map_err(io("sync"))
+        steps
+            .step("temp.sync")
+            .and_then(|()| self.temp.sync_all())
+            .map_err(io("sync"))
     }
 
     /// Makes those attributes of the temporary file that `which` names the same as the original's: the missing are
@@ -156,16 +173,24 @@ impl<'d> Draft<'d> {
         let path = || self.dir.file(MASTER_CF);
         let chosen = |name: &std::ffi::OsStr| which(&name.to_string_lossy());
         let present = attributes(&self.temp).map_err(FileError::io("read the attributes of", path()))?;
-        let failed = |name: &std::ffi::OsString, source| FileError::Attribute { path: path(), name: name.clone(), source };
+        let failed = |name: &std::ffi::OsString, source| FileError::Attribute {
+            path: path(),
+            name: name.clone(),
+            source,
+        };
         for (name, _) in present.iter().filter(|(name, _)| chosen(name)) {
             if !original.xattrs.iter().any(|(wanted, _)| wanted == name) {
-                self.temp.remove_xattr(name).map_err(|source| failed(name, source))?;
+                self.temp
+                    .remove_xattr(name)
+                    .map_err(|source| failed(name, source))?;
             }
         }
         for attribute in original.xattrs.iter().filter(|(name, _)| chosen(name)) {
             let (name, value) = attribute;
             if !present.contains(attribute) {
-                self.temp.set_xattr(name, value).map_err(|source| failed(name, source))?;
+                self.temp
+                    .set_xattr(name, value)
+                    .map_err(|source| failed(name, source))?;
             }
         }
         Ok(())
@@ -175,12 +200,16 @@ impl<'d> Draft<'d> {
         let path = self.dir.file(MASTER_CF);
         // Those who do not keep to the protocol (an editor, Ansible) may have been at it since we read it. What is
         // left is the time between this look and the rename, some microseconds.
-        steps.step("recheck").map_err(FileError::io("read", path.clone()))?;
+        steps
+            .step("recheck")
+            .map_err(FileError::io("read", path.clone()))?;
         let now = self.dir.read()?;
         if now.id != original.id || now.sha != original.sha {
             return Err(FileError::Changed(path));
         }
-        steps.step("rename").map_err(FileError::io("replace", path.clone()))?;
+        steps
+            .step("rename")
+            .map_err(FileError::io("replace", path.clone()))?;
         match rustix::fs::renameat(self.dir.fd(), MASTER_CF_TMP, self.dir.fd(), MASTER_CF) {
             Ok(()) => Ok(()),
             Err(Errno::BUSY) => Err(FileError::Mount(path)),
@@ -235,10 +264,12 @@ fn standing(dir: &ConfigDir, temp: &File, dead_copy: &dyn Fn(&[u8]) -> bool) -> 
     }
     if named.st_nlink > 1 {
         // A power loss in the middle of a rename can leave one file under both names (edit_file.c on the same).
-        return Ok(match rustix::fs::statat(dir.fd(), MASTER_CF, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(file) if (file.st_dev, file.st_ino) == (named.st_dev, named.st_ino) => Standing::Dead,
-            _ => Standing::Foreign,
-        });
+        return Ok(
+            match rustix::fs::statat(dir.fd(), MASTER_CF, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(file) if (file.st_dev, file.st_ino) == (named.st_dev, named.st_ino) => Standing::Dead,
+                _ => Standing::Foreign,
+            },
+        );
     }
     // Bytes in it, and still a draft: whoever wrote them died before the end. postconf(1) truncates it too.
     if Mode::from_raw_mode(named.st_mode) == DRAFT_MODE {
@@ -247,7 +278,11 @@ fn standing(dir: &ConfigDir, temp: &File, dead_copy: &dyn Fn(&[u8]) -> bool) -> 
     let mut bytes = Vec::new();
     io::Read::read_to_end(&mut io::Read::take(temp, SIZE_LIMIT), &mut bytes)
         .map_err(FileError::io("read", dir.file(MASTER_CF_TMP)))?;
-    Ok(if bytes.is_empty() || dead_copy(&bytes) { Standing::Dead } else { Standing::Foreign })
+    Ok(if bytes.is_empty() || dead_copy(&bytes) {
+        Standing::Dead
+    } else {
+        Standing::Foreign
+    })
 }
 
 fn open_temp(dir: &ConfigDir) -> Result<File, FileError> {
@@ -256,9 +291,10 @@ fn open_temp(dir: &ConfigDir) -> Result<File, FileError> {
     match rustix::fs::openat(dir.fd(), MASTER_CF_TMP, flags, DRAFT_MODE) {
         Ok(fd) => Ok(File::from(fd)),
         Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => Err(FileError::TempTaken(path)),
-        Err(error @ (Errno::ACCESS | Errno::PERM | Errno::ROFS)) => {
-            Err(FileError::Unwritable { path: dir.path().to_owned(), source: error.into() })
-        }
+        Err(error @ (Errno::ACCESS | Errno::PERM | Errno::ROFS)) => Err(FileError::Unwritable {
+            path: dir.path().to_owned(),
+            source: error.into(),
+        }),
         Err(error) => Err(FileError::io("create", path)(error.into())),
     }
 }
@@ -269,3 +305,7 @@ fn unlink(dir: &ConfigDir) -> Result<(), FileError> {
         Err(error) => Err(FileError::io("remove", dir.file(MASTER_CF_TMP))(error.into())),
     }
 }
+
+#[cfg(test)]
+#[path = "replace_tests.rs"]
+mod tests;

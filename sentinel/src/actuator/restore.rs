@@ -13,7 +13,7 @@ use super::entry::{Act, Action, HistoryEntry, Intent, Kind, Outcome};
 use super::file::{ConfigDir, FileError, MASTER_CF};
 use super::signal::{ReloadError, ReloadMode};
 use super::undo::Taken;
-use super::{ActError, Actuator, Place, check, replace, same_dir};
+use super::{ActError, Actuator, Place, replace, same_dir};
 use crate::clock::Now;
 use crate::postfix::{Master, ServiceId, edit};
 
@@ -94,7 +94,10 @@ impl fmt::Display for Restored {
             Told::NotNeeded => Ok(()),
             Told::NotRunning => f.write_str("; no Postfix runs on it"),
             Told::Once => f.write_str("; Postfix was reloaded"),
-            Told::Failed(error) => write!(f, "; Postfix was NOT reloaded and may still run with stress=yes: {error}"),
+            Told::Failed(error) => write!(
+                f,
+                "; Postfix was NOT reloaded and may still run with stress=yes: {error}"
+            ),
         }
     }
 }
@@ -113,21 +116,33 @@ impl Actuator {
     /// Gives back every master.cf that the journal or `config_dirs` name. One that fails does not keep the others.
     pub fn restore(&mut self, config_dirs: &[PathBuf], now: Now) -> RestoreReport {
         let mut dirs: Vec<PathBuf> = Vec::new();
-        let known: Vec<_> = self.open_intents().iter().map(|intent| intent.config_dir.clone()).collect();
+        let known: Vec<_> = self
+            .open_intents()
+            .iter()
+            .map(|intent| intent.config_dir.clone())
+            .collect();
         for dir in known.iter().chain(config_dirs) {
             if !dirs.iter().any(|seen| seen == dir || same_dir(seen, dir)) {
                 dirs.push(dir.clone());
             }
         }
-        RestoreReport { items: dirs.into_iter().map(|dir| self.restore_one(dir, now)).collect() }
+        RestoreReport {
+            items: dirs.into_iter().map(|dir| self.restore_one(dir, now)).collect(),
+        }
     }
 
     fn restore_one(&mut self, config_dir: PathBuf, now: Now) -> Restored {
         let intents = self.intents_of(&config_dir);
-        let instance = intents.last().map_or_else(|| config_dir.display().to_string(), |i| i.instance.clone());
+        let instance = intents
+            .last()
+            .map_or_else(|| config_dir.display().to_string(), |i| i.instance.clone());
         let mut ended: Vec<_> = intents.iter().map(|intent| intent.id).collect();
-        let mut restored =
-            Restored { services: Vec::new(), found: Found::Nothing, told: Told::NotNeeded, config_dir };
+        let mut restored = Restored {
+            services: Vec::new(),
+            found: Found::Nothing,
+            told: Told::NotNeeded,
+            config_dir,
+        };
         match self.give_back(&restored.config_dir, &instance, &intents, now) {
             Err(error) => restored.found = Found::Failed(error),
             Ok(None) => {}
@@ -181,9 +196,15 @@ impl Actuator {
         self.sweep(&dir);
         let running = self.masters.running(&[config_dir.to_owned()]);
         let master = running.as_ref().ok().and_then(|masters| {
-            masters.iter().find(|m| m.config_dir == config_dir || same_dir(&m.config_dir, config_dir))
+            masters
+                .iter()
+                .find(|m| m.config_dir == config_dir || same_dir(&m.config_dir, config_dir))
         });
-        let place = Place { instance, config_dir, master };
+        let place = Place {
+            instance,
+            config_dir,
+            master,
+        };
         let taken = match self.take_back(&dir, place, None, now) {
             Ok(taken) => Some(taken),
             Err(ActError::File(error)) => match nothing_in_there(&dir, &error) {
@@ -210,9 +231,11 @@ impl Actuator {
     }
 
     fn tell_once(&mut self, dir: &ConfigDir, master: Option<&Master>) -> Told {
-        let Some(master) = master else { return Told::NotRunning };
+        let Some(master) = master else {
+            return Told::NotRunning;
+        };
         let told = dir.read_followed().map_err(ActError::from).and_then(|bytes| {
-            check::reloadable(dir.path(), &bytes)?;
+            self.checker.reloadable(dir.path(), &bytes)?;
             self.tell(dir, master, &super::Digest::of(&bytes))
         });
         match told {
@@ -252,5 +275,7 @@ fn compare(taken: &Taken, intents: &[Intent]) -> Found {
 /// it: neither settled nor reloaded.
 fn nothing_in_there(dir: &ConfigDir, error: &FileError) -> bool {
     let odd = matches!(error, FileError::Symlink(_) | FileError::HardLink { .. });
-    odd && dir.read_followed().is_ok_and(|bytes| edit::remove(&bytes).bytes == bytes)
+    odd && dir
+        .read_followed()
+        .is_ok_and(|bytes| edit::remove(&bytes).bytes == bytes)
 }

@@ -81,7 +81,10 @@ impl Masters for System {
 }
 
 fn gone(master: &Master) -> ReloadError {
-    ReloadError::Gone { pid: master.pid, config_dir: master.config_dir.clone() }
+    ReloadError::Gone {
+        pid: master.pid,
+        config_dir: master.config_dir.clone(),
+    }
 }
 
 /// SIGHUP, to this master or to nobody: the pidfd pins the process, so that what is checked after it was opened is
@@ -89,7 +92,10 @@ fn gone(master: &Master) -> ReloadError {
 fn hang_up(master: &Master) -> Result<(), ReloadError> {
     let not_sent = |error: rustix::io::Errno| match error {
         rustix::io::Errno::SRCH => gone(master),
-        error => ReloadError::NotSent { pid: master.pid, source: error.into() },
+        error => ReloadError::NotSent {
+            pid: master.pid,
+            source: error.into(),
+        },
     };
     let pid = Pid::from_raw(master.pid).ok_or_else(|| gone(master))?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(not_sent)?;
@@ -104,8 +110,10 @@ fn command(master: &Master) -> Result<(), ReloadError> {
         return Err(gone(master));
     }
     let program = command::find("postfix").ok_or(ReloadError::NoCommand)?;
-    let refused =
-        |complaint: String| ReloadError::Refused { config_dir: master.config_dir.clone(), complaint };
+    let refused = |complaint: String| ReloadError::Refused {
+        config_dir: master.config_dir.clone(),
+        complaint,
+    };
     let scratch = tempfile::tempdir().map_err(|error| refused(error.to_string()))?;
     // With -c it is this one instance, also where multi_instance_directories is set (postfix-wrapper(5)).
     let args = ["-c".as_ref(), master.config_dir.as_os_str(), "reload".as_ref()];
@@ -148,7 +156,7 @@ pub(super) mod tests {
     }
 
     impl FakeMaster {
-        pub(in crate::actuator) fn start(config_dir: &std::path::Path) -> Self {
+        pub(in crate::actuator) fn start(config_dir: &Path) -> Self {
             let home = tempfile::tempdir().unwrap();
             let exe = home.path().join("master");
             std::fs::copy("/bin/sh", &exe).unwrap();
@@ -177,7 +185,12 @@ pub(super) mod tests {
                 daemon_dir: home.path().to_owned(),
                 netns: 0,
             };
-            Self { child, master, log, _home: home }
+            Self {
+                child,
+                master,
+                log,
+                _home: home,
+            }
         }
 
         pub(in crate::actuator) fn kill(&mut self) {
@@ -214,17 +227,32 @@ pub(super) mod tests {
         assert_eq!(fake.hangups(1), 1);
         fake.kill();
         assert!(!System.alive(&fake.master));
-        assert!(matches!(System.reload(&fake.master, ReloadMode::Signal), Err(ReloadError::Gone { .. })));
+        assert!(matches!(
+            System.reload(&fake.master, ReloadMode::Signal),
+            Err(ReloadError::Gone { .. })
+        ));
     }
 
     #[test]
     fn another_process_with_the_pid_is_left_alone() {
         let fake = FakeMaster::start("/nowhere".as_ref());
-        let earlier = Master { start_time: fake.master.start_time - 1, ..fake.master.clone() };
-        let elsewhere = Master { daemon_dir: "/usr/lib/postfix/sbin".into(), ..fake.master.clone() };
+        let earlier = Master {
+            start_time: fake.master.start_time - 1,
+            ..fake.master.clone()
+        };
+        let elsewhere = Master {
+            daemon_dir: "/usr/lib/postfix/sbin".into(),
+            ..fake.master.clone()
+        };
         for other in [earlier, elsewhere] {
-            assert!(matches!(System.reload(&other, ReloadMode::Signal), Err(ReloadError::Gone { .. })));
-            assert!(matches!(System.reload(&other, ReloadMode::Command), Err(ReloadError::Gone { .. })));
+            assert!(matches!(
+                System.reload(&other, ReloadMode::Signal),
+                Err(ReloadError::Gone { .. })
+            ));
+            assert!(matches!(
+                System.reload(&other, ReloadMode::Command),
+                Err(ReloadError::Gone { .. })
+            ));
         }
         assert_eq!(fake.hangups(0), 0);
     }
@@ -239,6 +267,9 @@ pub(super) mod tests {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        assert!(matches!(System.reload(&fake.master, ReloadMode::Signal), Err(ReloadError::Gone { .. })));
+        assert!(matches!(
+            System.reload(&fake.master, ReloadMode::Signal),
+            Err(ReloadError::Gone { .. })
+        ));
     }
 }

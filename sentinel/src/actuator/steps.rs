@@ -19,7 +19,10 @@ pub struct Steps {
 impl Steps {
     /// Steps that a test listens to.
     pub fn hooked(hook: Hook) -> Self {
-        Self { last: "", hook: Some(hook) }
+        Self {
+            last: "",
+            hook: Some(hook),
+        }
     }
 
     /// About to do `name`.

@@ -34,7 +34,10 @@ impl DeadCopies {
     /// Whether these are the bytes of an edit or an undo that died, and so nobody's work.
     pub(super) fn contains(&self, bytes: &[u8]) -> bool {
         self.digests.contains(&Digest::of(bytes))
-            || self.plain.as_deref().is_some_and(|plain| edit::remove(bytes).bytes == plain)
+            || self
+                .plain
+                .as_deref()
+                .is_some_and(|plain| edit::remove(bytes).bytes == plain)
     }
 }
 
@@ -55,7 +58,10 @@ impl Actuator {
         let taken = self.take_back(&dir, target.place(), Some(&target.service), now)?;
         if taken.file.is_some() && open.is_empty() {
             let path = dir.file(MASTER_CF);
-            return Err(ActError::NothingOfOurs { path, service: target.service.clone() });
+            return Err(ActError::NothingOfOurs {
+                path,
+                service: target.service.clone(),
+            });
         }
         trail.others_edited = taken.file.is_some();
         trail.before = Some(taken.before);
@@ -67,7 +73,7 @@ impl Actuator {
             return Err(gone(target).into());
         }
         // Not only when it is another file than the one that we wrote: others may have broken it long ago.
-        check::reloadable(dir.path(), &taken.bytes)?;
+        self.checker.reloadable(dir.path(), &taken.bytes)?;
         let in_flight = self.announce(Act::Undo, &dir, target, &taken.after)?;
         trail.intents = ends;
         Ok(in_flight)
@@ -94,7 +100,11 @@ impl Actuator {
         };
         let entry = HistoryEntry {
             reasons: vec![reason.to_owned()],
-            outcome: Some(if error.is_none() { Outcome::Done } else { Outcome::Failed }),
+            outcome: Some(if error.is_none() {
+                Outcome::Done
+            } else {
+                Outcome::Failed
+            }),
             detail: json!({
                 "path": target.master.config_dir.join(MASTER_CF),
                 "intents": settles,
@@ -114,18 +124,27 @@ impl Actuator {
         let taken = self.take_back(&dir, target.place(), Some(&target.service), now)?;
         let alive = self.masters.alive(&target.master);
         if alive {
-            check::reloadable(dir.path(), &taken.bytes)?;
+            self.checker.reloadable(dir.path(), &taken.bytes)?;
             self.announce(Act::Undo, &dir, target, &taken.after)?;
         }
-        Ok((open.iter().map(|intent| intent.id).chain(taken.intent).collect(), alive))
+        Ok((
+            open.iter().map(|intent| intent.id).chain(taken.intent).collect(),
+            alive,
+        ))
     }
 
     /// The open intents that are about this service and no other.
     fn intents_about(&self, target: &Target) -> Vec<Intent> {
         let about = |intent: &Intent| {
-            intent.service.as_ref().is_some_and(|service| same_service(service, &target.service))
+            intent
+                .service
+                .as_ref()
+                .is_some_and(|service| same_service(service, &target.service))
         };
-        self.intents_of(&target.master.config_dir).into_iter().filter(about).collect()
+        self.intents_of(&target.master.config_dir)
+            .into_iter()
+            .filter(about)
+            .collect()
     }
 
     /// Takes the lines of one service, or all of ours, out of master.cf. Does not tell the master.
@@ -141,7 +160,9 @@ impl Actuator {
             None => edit::remove(bytes),
         };
         // Where there is nothing of ours, nothing is locked, created or needed: the directory may be read-only.
-        self.steps.step("undo.look").map_err(FileError::io("read", dir.file(MASTER_CF)))?;
+        self.steps
+            .step("undo.look")
+            .map_err(FileError::io("read", dir.file(MASTER_CF)))?;
         let seen = dir.read()?;
         if remove(&seen.bytes).bytes == seen.bytes {
             let (before, after) = (seen.sha.clone(), seen.sha);
@@ -177,7 +198,10 @@ impl Actuator {
         // Giving back is worth more than writing it down: the trip's own intent, or the marker in the file, already
         // tells the next start all that it needs.
         let undo = self.intent(Act::Undo, place, &original, &removal.bytes, now);
-        let undo = Intent { service: service.cloned(), ..undo };
+        let undo = Intent {
+            service: service.cloned(),
+            ..undo
+        };
         let id = undo.id;
         let intent = self
             .journal
@@ -199,9 +223,14 @@ impl Actuator {
     }
 
     pub(super) fn dead_copies(&self, dir: &ConfigDir) -> DeadCopies {
-        let digests =
-            self.intents_of(dir.path()).into_iter().flat_map(|intent| [intent.sha256_before, intent.sha256_after]);
+        let digests = self
+            .intents_of(dir.path())
+            .into_iter()
+            .flat_map(|intent| [intent.sha256_before, intent.sha256_after]);
         let plain = dir.read().ok().map(|content| edit::remove(&content.bytes).bytes);
-        DeadCopies { digests: digests.collect(), plain }
+        DeadCopies {
+            digests: digests.collect(),
+            plain,
+        }
     }
 }

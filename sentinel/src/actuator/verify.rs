@@ -87,17 +87,32 @@ mod tests {
     use super::*;
 
     fn id(name: &str) -> ServiceId {
-        ServiceId { name: name.into(), kind: "inet".into() }
+        ServiceId {
+            name: name.into(),
+            kind: "inet".into(),
+        }
     }
 
     fn worker(name: &str, start_time: u64, effective_stress: bool) -> Smtpd {
         let service = id(name);
-        Smtpd { pid: 1, start_time, service, native_stress: None, effective_stress, stress_arguments: 1 }
+        Smtpd {
+            pid: 1,
+            start_time,
+            service,
+            native_stress: None,
+            effective_stress,
+            stress_arguments: 1,
+        }
     }
 
     fn after(act: Act, seconds: f64, alive: bool, workers: &[Smtpd]) -> Progress {
         let start = crate::clock::now().mono;
-        let verification = Verification { act, service: id("smtp"), signalled: start, signalled_ticks: 10_000 };
+        let verification = Verification {
+            act,
+            service: id("smtp"),
+            signalled: start,
+            signalled_ticks: 10_000,
+        };
         verification.step(start + Duration::from_secs_f64(seconds), alive, workers)
     }
 
@@ -106,31 +121,53 @@ mod tests {
         for seconds in [0.0, 1.0, 60.0] {
             for act in [Act::Edit, Act::Undo] {
                 let workers = [worker("smtp", 20_000, act == Act::Edit)];
-                assert!(matches!(after(act, seconds, false, &workers), Progress::Failed(_)));
+                assert!(matches!(
+                    after(act, seconds, false, &workers),
+                    Progress::Failed(_)
+                ));
             }
         }
     }
 
     #[test]
     fn nothing_is_sure_while_a_dying_master_may_still_sleep() {
-        assert_eq!(after(Act::Edit, 1.9, true, &[worker("smtp", 10_001, true)]), Progress::Pending);
-        assert!(matches!(after(Act::Edit, 2.0, true, &[worker("smtp", 10_001, true)]), Progress::Confirmed(_)));
+        assert_eq!(
+            after(Act::Edit, 1.9, true, &[worker("smtp", 10_001, true)]),
+            Progress::Pending
+        );
+        assert!(matches!(
+            after(Act::Edit, 2.0, true, &[worker("smtp", 10_001, true)]),
+            Progress::Confirmed(_)
+        ));
     }
 
     #[test]
     fn a_new_worker_without_stress_fails_a_trip() {
-        assert!(matches!(after(Act::Edit, 3.0, true, &[worker("smtp", 10_201, false)]), Progress::Failed(_)));
+        assert!(matches!(
+            after(Act::Edit, 3.0, true, &[worker("smtp", 10_201, false)]),
+            Progress::Failed(_)
+        ));
     }
 
     #[test]
     fn what_was_forked_while_the_signal_was_on_its_way_proves_nothing() {
-        assert_eq!(after(Act::Edit, 3.0, true, &[worker("smtp", 10_200, false)]), Progress::Pending);
-        assert_eq!(after(Act::Undo, 3.0, true, &[worker("smtp", 10_200, true)]), Progress::Pending);
+        assert_eq!(
+            after(Act::Edit, 3.0, true, &[worker("smtp", 10_200, false)]),
+            Progress::Pending
+        );
+        assert_eq!(
+            after(Act::Undo, 3.0, true, &[worker("smtp", 10_200, true)]),
+            Progress::Pending
+        );
     }
 
     #[test]
     fn old_workers_and_other_services_do_not_matter() {
-        let others = [worker("smtp", 10_000, false), worker("submission", 10_900, false), worker("smtp", 1, true)];
+        let others = [
+            worker("smtp", 10_000, false),
+            worker("submission", 10_900, false),
+            worker("smtp", 1, true),
+        ];
         assert_eq!(after(Act::Edit, 10.0, true, &others), Progress::Pending);
         assert_eq!(
             after(Act::Edit, 30.0, true, &others),
@@ -141,12 +178,21 @@ mod tests {
     /// The command line has `smtp`, the plan said `25`.
     #[test]
     fn names_of_one_service_are_one() {
-        assert!(matches!(after(Act::Edit, 3.0, true, &[worker("25", 10_201, true)]), Progress::Confirmed(_)));
+        assert!(matches!(
+            after(Act::Edit, 3.0, true, &[worker("25", 10_201, true)]),
+            Progress::Confirmed(_)
+        ));
     }
 
     #[test]
     fn masters_own_stress_does_not_fail_a_clear() {
-        assert!(matches!(after(Act::Undo, 5.0, true, &[worker("smtp", 10_300, true)]), Progress::Confirmed(_)));
-        assert!(matches!(after(Act::Undo, 5.0, true, &[worker("smtp", 10_100, false)]), Progress::Confirmed(_)));
+        assert!(matches!(
+            after(Act::Undo, 5.0, true, &[worker("smtp", 10_300, true)]),
+            Progress::Confirmed(_)
+        ));
+        assert!(matches!(
+            after(Act::Undo, 5.0, true, &[worker("smtp", 10_100, false)]),
+            Progress::Confirmed(_)
+        ));
     }
 }

@@ -19,7 +19,11 @@ pub enum State {
 pub enum Plan {
     Nothing,
     /// Put `-o stress=yes` on the service and reload.
-    Trip { reasons: Vec<String> },
+    Trip {
+        reasons: Vec<String>,
+    },
     /// Take our lines back and reload.
-    Clear { reasons: Vec<String> },
+    Clear {
+        reasons: Vec<String>,
+    },
 }
