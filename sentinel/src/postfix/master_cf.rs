@@ -142,7 +142,7 @@ impl Entry {
 
 /// The values of one option, by the rules of getopt(3) with `+`, as the daemons call it: options end at the first
 /// argument that is none, letters may be clustered, a value may follow in the same argument or be the next one.
-fn option_values(args: &[Vec<u8>], wanted: u8) -> Vec<&[u8]> {
+pub(super) fn option_values(args: &[Vec<u8>], wanted: u8) -> Vec<&[u8]> {
     let mut values = Vec::new();
     let mut args = args.iter();
     while let Some(letters) = args.next().and_then(|arg| arg.strip_prefix(b"-")) {

@@ -3,10 +3,16 @@
 //! Reads only. The one file of Postfix that we ever change is master.cf, and that is done by [`crate::actuator`]
 //! with the bytes that [`edit`] makes.
 
+pub mod discovery;
 pub mod edit;
 pub mod endpoint;
 mod lines;
+pub mod locks;
+pub mod main_cf;
 pub mod master_cf;
+pub mod postconf;
+pub mod processes;
+pub mod services;
 mod validate;
 
 use std::fmt;
