@@ -6,7 +6,7 @@ use super::entry::{Act, Action, Digest, HistoryEntry, Intent, IntentId, Kind, Ou
 use super::file::{ConfigDir, Content, FileError, MASTER_CF};
 use super::replace::{CommitError, Draft};
 use super::signal::{self, ReloadError};
-use super::{ActError, Actuator, InFlight, Place, Target, Verification, backup, check};
+use super::{ActError, Actuator, InFlight, Place, Target, Verification, backup};
 use crate::clock::{self, Now};
 use crate::postfix::{Master, edit};
 
@@ -87,7 +87,7 @@ impl Actuator {
         self.steps
             .step("check")
             .map_err(FileError::io("check", dir.file(MASTER_CF)))?;
-        check::edited(dir.path(), &original.bytes, &candidate)?;
+        self.checker.edited(dir.path(), &original.bytes, &candidate)?;
         // Where another service of this file is ours already, the original is the file without those lines.
         let plain = edit::remove(&original.bytes).bytes;
         let kept = backup::keep(&self.state_dir, &target.instance, &plain, &mut self.steps)?;
@@ -160,7 +160,7 @@ impl Actuator {
             .map_err(FileError::io("read", dir.file(MASTER_CF)))?;
         let current = dir.read_followed()?;
         if Digest::of(&current) != *expected {
-            check::reloadable(dir.path(), &current)?;
+            self.checker.reloadable(dir.path(), &current)?;
         }
         let ticks = clock::boot_ticks().map_err(FileError::io("read", "/proc/uptime".into()))?;
         let not_sent = |source| ReloadError::NotSent {
@@ -185,11 +185,11 @@ impl Actuator {
         let taken = self.take_back(dir, target.place(), Some(&target.service), now);
         // A `postfix reload` that hangs may have told the master: then it has to be told again.
         let told = match (&taken, &cause) {
-            (Ok(taken), ActError::Reload(ReloadError::Unknown { .. })) => {
-                check::reloadable(dir.path(), &taken.bytes)
-                    .map_err(ActError::from)
-                    .and_then(|()| Ok(self.masters.reload(&target.master, signal::ReloadMode::Signal)?))
-            }
+            (Ok(taken), ActError::Reload(ReloadError::Unknown { .. })) => self
+                .checker
+                .reloadable(dir.path(), &taken.bytes)
+                .map_err(ActError::from)
+                .and_then(|()| Ok(self.masters.reload(&target.master, signal::ReloadMode::Signal)?)),
             _ => Ok(()),
         };
         self.steps.resume(failed_at);

@@ -12,7 +12,8 @@ use super::command;
 use crate::postfix::endpoint::Names;
 use crate::postfix::{ServiceId, edit, master_cf};
 
-/// `postconf -M` takes some 15 ms.
+/// `postconf -M` takes some 15 ms, and a second or two while others hold the kernel's lock on network interfaces,
+/// which it lists.
 const POSTCONF_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the edit is, as postconf(1) prints it.
@@ -39,27 +40,53 @@ pub enum CheckError {
     Io { path: PathBuf, source: io::Error },
 }
 
-/// Whether `after`, which is `before` with our lines put in, may take its place in `config_dir`.
-pub(super) fn edited(config_dir: &Path, before: &[u8], after: &[u8]) -> Result<(), CheckError> {
-    let path = config_dir.join("master.cf");
-    if !edit::only_ours_differs(before, after) {
-        return Err(CheckError::MoreThanOurs(path));
+/// The judges at hand.
+pub(super) struct Checker {
+    postconf: Option<PathBuf>,
+}
+
+impl Checker {
+    /// With postconf(1), if this machine has it.
+    pub(super) fn at_hand() -> Self {
+        Self {
+            postconf: command::find("postconf"),
+        }
     }
-    valid(&path, after)?;
-    let Some(postconf) = command::find("postconf") else {
-        return Ok(());
-    };
-    let reader = Reader {
-        postconf: &postconf,
-        config_dir,
-    };
-    let known = edit::ours(before);
-    let added: Vec<_> = edit::ours(after)
-        .into_iter()
-        .filter(|id| !known.contains(id))
-        .collect();
-    differs_by_stress(&reader.entries(before)?, &reader.entries(after)?, &added)
-        .map_err(|service| CheckError::OtherChange { path, service })
+
+    /// Our own eyes only.
+    #[cfg(test)]
+    pub(super) fn without_postconf() -> Self {
+        Self { postconf: None }
+    }
+
+    /// Whether `after`, which is `before` with our lines put in, may take its place in `config_dir`.
+    pub(super) fn edited(&self, config_dir: &Path, before: &[u8], after: &[u8]) -> Result<(), CheckError> {
+        let path = config_dir.join("master.cf");
+        if !edit::only_ours_differs(before, after) {
+            return Err(CheckError::MoreThanOurs(path));
+        }
+        valid(&path, after)?;
+        let Some(postconf) = &self.postconf else {
+            return Ok(());
+        };
+        let reader = Reader { postconf, config_dir };
+        let known = edit::ours(before);
+        let added: Vec<_> = edit::ours(after)
+            .into_iter()
+            .filter(|id| !known.contains(id))
+            .collect();
+        differs_by_stress(&reader.entries(before)?, &reader.entries(after)?, &added)
+            .map_err(|service| CheckError::OtherChange { path, service })
+    }
+
+    /// Whether a running master would survive reading these bytes.
+    pub(super) fn reloadable(&self, config_dir: &Path, bytes: &[u8]) -> Result<(), CheckError> {
+        valid(&config_dir.join("master.cf"), bytes)?;
+        match &self.postconf {
+            Some(postconf) => Reader { postconf, config_dir }.entries(bytes).map(drop),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Whether `removal` takes nothing out of `before` but lines of ours: two for each pair, and one for each comment of
@@ -92,20 +119,6 @@ fn trim_cr(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
 
-/// Whether a running master would survive reading these bytes.
-pub(super) fn reloadable(config_dir: &Path, bytes: &[u8]) -> Result<(), CheckError> {
-    valid(&config_dir.join("master.cf"), bytes)?;
-    match command::find("postconf") {
-        Some(postconf) => Reader {
-            postconf: &postconf,
-            config_dir,
-        }
-        .entries(bytes)
-        .map(drop),
-        None => Ok(()),
-    }
-}
-
 fn valid(path: &Path, bytes: &[u8]) -> Result<(), CheckError> {
     // Read anew each time: an admin who adds a port to /etc/services uses it in master.cf the next minute.
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
@@ -120,7 +133,8 @@ fn valid(path: &Path, bytes: &[u8]) -> Result<(), CheckError> {
     })
 }
 
-/// postconf(1), reading candidates beside a copy of the real main.cf.
+/// postconf(1), reading candidates beside a copy of the real main.cf: master reads that again too, and dies of an
+/// error in it as well.
 struct Reader<'a> {
     postconf: &'a Path,
     config_dir: &'a Path,
@@ -233,7 +247,7 @@ mod tests {
     fn our_own_edit_passes_both_ways() {
         let dir = directory();
         let after = edit::insert(PLAIN, &smtp(), jiff::Timestamp::UNIX_EPOCH).unwrap();
-        edited(dir.path(), PLAIN, &after).unwrap();
+        Checker::at_hand().edited(dir.path(), PLAIN, &after).unwrap();
         undone(dir.path(), &after, &edit::remove(&after)).unwrap();
     }
 
@@ -243,7 +257,7 @@ mod tests {
         let after = edit::insert(PLAIN, &smtp(), jiff::Timestamp::UNIX_EPOCH).unwrap();
         let other = [after.as_slice(), b"# a word\n"].concat();
         assert!(matches!(
-            edited(dir.path(), PLAIN, &other),
+            Checker::at_hand().edited(dir.path(), PLAIN, &other),
             Err(CheckError::MoreThanOurs(_))
         ));
         let removal = edit::Removal {
@@ -286,13 +300,13 @@ mod tests {
     #[test]
     fn a_file_that_stops_master_is_not_reloaded() {
         let dir = directory();
-        reloadable(dir.path(), PLAIN).unwrap();
+        Checker::at_hand().reloadable(dir.path(), PLAIN).unwrap();
         for broken in [
             &b"smtp inet y - y - - smtpd\n"[..],
             b"smtp inet n - y - -\n",
             b"smtp tcp n - y - - smtpd\n",
         ] {
-            let error = reloadable(dir.path(), broken).unwrap_err();
+            let error = Checker::at_hand().reloadable(dir.path(), broken).unwrap_err();
             assert!(error.to_string().contains("do not reload"), "{error}");
         }
     }

@@ -3,30 +3,33 @@
 use serde_json::json;
 
 use super::apply::{duration_ms, gone, history};
+use super::check::Checker;
 use super::entry::{Action, Digest, HistoryEntry, Outcome};
 use super::file::MASTER_CF;
 use super::signal::{Masters, System};
-use super::{ActError, ConfigDir, Target, check};
+use super::{ActError, ConfigDir, Target};
 use crate::clock::Now;
 use crate::postfix::edit;
 
 /// An actuator that only reports. Needs no state directory and holds no lock.
 pub struct DryRun {
     masters: Box<dyn Masters>,
+    checker: Checker,
 }
 
 impl Default for DryRun {
     fn default() -> Self {
-        Self {
-            masters: Box::new(System),
-        }
+        Self::with(Box::new(System))
     }
 }
 
 impl DryRun {
     /// With other masters than this machine's.
     pub fn with(masters: Box<dyn Masters>) -> Self {
-        Self { masters }
+        Self {
+            masters,
+            checker: Checker::at_hand(),
+        }
     }
 
     /// Everything that a trip would ask before it writes; the entry says what it would have done.
@@ -42,7 +45,7 @@ impl DryRun {
                 path: dir.path().join(MASTER_CF),
                 source,
             })?;
-        check::edited(dir.path(), &original.bytes, &candidate)?;
+        self.checker.edited(dir.path(), &original.bytes, &candidate)?;
         Ok(HistoryEntry {
             reasons: reasons.to_vec(),
             outcome: Some(Outcome::DryRun),

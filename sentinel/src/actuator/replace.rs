@@ -305,3 +305,7 @@ fn unlink(dir: &ConfigDir) -> Result<(), FileError> {
         Err(error) => Err(FileError::io("remove", dir.file(MASTER_CF_TMP))(error.into())),
     }
 }
+
+#[cfg(test)]
+#[path = "replace_tests.rs"]
+mod tests;

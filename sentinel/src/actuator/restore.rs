@@ -13,7 +13,7 @@ use super::entry::{Act, Action, HistoryEntry, Intent, Kind, Outcome};
 use super::file::{ConfigDir, FileError, MASTER_CF};
 use super::signal::{ReloadError, ReloadMode};
 use super::undo::Taken;
-use super::{ActError, Actuator, Place, check, replace, same_dir};
+use super::{ActError, Actuator, Place, replace, same_dir};
 use crate::clock::Now;
 use crate::postfix::{Master, ServiceId, edit};
 
@@ -235,7 +235,7 @@ impl Actuator {
             return Told::NotRunning;
         };
         let told = dir.read_followed().map_err(ActError::from).and_then(|bytes| {
-            check::reloadable(dir.path(), &bytes)?;
+            self.checker.reloadable(dir.path(), &bytes)?;
             self.tell(dir, master, &super::Digest::of(&bytes))
         });
         match told {
