@@ -96,7 +96,7 @@ fn listener_of(sk: Sock, family: u16, port: u16) -> Option<SlotId> {
     if let Some(id) = unsafe { WATCHED.get(key) } {
         return Some(*id);
     }
-    key.address = [0; 4];
+    key.address = [0; 2];
     // SAFETY: as above.
     unsafe { WATCHED.get(key) }.copied()
 }
