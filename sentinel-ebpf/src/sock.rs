@@ -136,8 +136,8 @@ impl Sock {
     }
 }
 
-/// The helper fills the value with zeroes if it cannot read the address (kernel/trace/bpf_trace.c, bpf_probe_read_kernel_common), so its
-/// answer is not asked for: half of the program would be branches on it.
+/// The helper fills the value with zeroes if it cannot read the address (kernel/trace/bpf_trace.c,
+/// bpf_probe_read_kernel_common), so its answer is not asked for: half of the program would be branches on it.
 #[inline(always)]
 fn read<T: Copy + Default>(address: u64) -> T {
     let mut value = T::default();

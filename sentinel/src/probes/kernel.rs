@@ -142,6 +142,15 @@ impl Kernel {
         Ok(self.sources.read(top)?)
     }
 
+    /// How often the programs have run; only counted while a descriptor of `enable_stats` is open.
+    #[cfg(test)]
+    pub(super) fn runs(&self) -> u64 {
+        self.ebpf
+            .programs()
+            .map(|(_, program)| program.info().unwrap().run_count())
+            .sum()
+    }
+
     pub(super) fn forget_sources(&mut self) -> Result<(), Error> {
         Ok(self.sources.clear()?)
     }

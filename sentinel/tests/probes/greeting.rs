@@ -12,14 +12,15 @@ use crate::harness::{GREETING, Server, greet, probes, read, read_when};
 /// One greeting, the given times before accept() and after it, as the client's clock has it and as the probe has it.
 fn one_greeting(probes: &mut Probes, server: &Server, queued: Duration, slow: Duration) -> (f64, f64) {
     let before = read(probes, server.id).counts;
-    let client_ms = thread::scope(|scope| {
+    // Still open, so that no FIN brings the acknowledgement along.
+    let (client_ms, _client) = thread::scope(|scope| {
         let client = scope.spawn(|| {
             let mut client = server.connect();
             let connected = clock::now().mono;
             // Keeps the acknowledgement back for some 40 ms: the latency must not grow by it.
             socket2::SockRef::from(&client).set_tcp_quickack(false).unwrap();
             client.read_exact(&mut [0; GREETING.len()]).unwrap();
-            (clock::now().mono - connected).as_secs_f64() * 1000.0
+            ((clock::now().mono - connected).as_secs_f64() * 1000.0, client)
         });
         read_when(probes, server.id, |reading| {
             reading.counts.connections > before.connections
