@@ -172,8 +172,8 @@ fn listeners_that_share_a_port_are_one_and_the_fullest_counts() {
     );
 }
 
-/// The subflow under an MPTCP connection is a TCP socket (protocol 6), the connection itself is another (262) that goes
-/// through the same states: counted twice, the depth would be wrong too.
+/// The subflow under an MPTCP connection is a TCP socket (protocol 6), the connection itself is another (262) that, on some
+/// kernels, goes through the same states: counted twice, the depth would be wrong too.
 #[test]
 fn an_mptcp_listener_counts_each_client_once() {
     let mut probes = probes();
