@@ -57,8 +57,8 @@ pub struct ListenerKey {
     pub port: u16,
     /// [`AF_INET`] or [`AF_INET6`].
     pub family: u16,
-    /// All zero for the unspecified address; IPv4 in the first word.
-    pub address: [u32; 4],
+    /// All zero for the unspecified address; IPv4 in the first four bytes.
+    pub address: [u64; 2],
 }
 
 /// The life of a slot of [`ListenerStats`]: the index in the low byte, and above it how often the slot was given away.

@@ -48,7 +48,7 @@ pub(crate) struct Conn {
     /// The key again, as a number: sock_ops may not calculate with its own pointer to the socket, but it may with this.
     pub(crate) sk: u64,
     pub(crate) established_ns: u64,
-    /// See [`crate::sources::Client`].
+    /// The prefix of a [`crate::sources::Client`].
     pub(crate) client: u64,
     pub(crate) id: SlotId,
     /// The constants below.

@@ -1,6 +1,6 @@
 //! Reading `struct sock` at the offsets that userspace found.
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use sentinel_ebpf::{AF_INET6, ListenerKey, Offsets};
 
 /// Set by userspace before the programs are loaded. Read field by field and volatile: the compiler must not take the
@@ -113,7 +113,7 @@ impl Sock {
         let address = if family == AF_INET6 {
             read(self.0 + offset!(skc_v6_rcv_saddr))
         } else {
-            [read(self.0 + offset!(skc_rcv_saddr)), 0, 0, 0]
+            [u64::from(read::<u32>(self.0 + offset!(skc_rcv_saddr))), 0]
         };
         ListenerKey {
             netns,
@@ -131,13 +131,23 @@ impl Sock {
 
     /// The client's address; only meaningful for a socket of AF_INET6.
     #[inline(always)]
-    pub(crate) fn client_v6(self) -> [u32; 4] {
+    pub(crate) fn client_v6(self) -> [u64; 2] {
         read(self.0 + offset!(skc_v6_daddr))
     }
 }
 
+/// The helper fills the value with zeroes if it cannot read the address (kernel/trace/bpf_trace.c,
+/// bpf_probe_read_kernel_common), so its answer is not asked for: half of the program would be branches on it.
 #[inline(always)]
 fn read<T: Copy + Default>(address: u64) -> T {
-    // SAFETY: the helper checks the address itself and fails on a bad one.
-    unsafe { bpf_probe_read_kernel(address as *const T) }.unwrap_or_default()
+    let mut value = T::default();
+    // SAFETY: writes to a local of this size; the helper checks the address that it reads from.
+    unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut value).cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        )
+    };
+    value
 }

@@ -11,11 +11,13 @@ use crate::{
     sock::Sock,
 };
 
-/// A client: an IPv4 address, or the /64 of an IPv6 one; both in network byte order.
+/// A client: an IPv4 address, or the /64 of an IPv6 one; in network byte order. Not an enum: the compiler keeps the
+/// payload of the other variant in a register that it never sets, and the verifier refuses to see that one copied.
 #[derive(Clone, Copy)]
-pub(crate) enum Client {
-    V4(u32),
-    V6(u64),
+pub(crate) struct Client {
+    prefix: u64,
+    /// [`Conn::CLIENT_V6`] or 0.
+    family_flag: u32,
 }
 
 impl Client {
@@ -23,42 +25,47 @@ impl Client {
     #[inline(always)]
     pub(crate) fn of(sk: Sock, family: u16) -> Self {
         if family != AF_INET6 {
-            return Self::V4(sk.client_v4());
+            return Self {
+                prefix: u64::from(sk.client_v4()),
+                family_flag: 0,
+            };
         }
-        let address = sk.client_v6();
-        if address[0] == 0 && address[1] == 0 && address[2] == 0xffff_u32.to_be() {
-            return Self::V4(address[3]);
+        let [net, host] = sk.client_v6();
+        // ::ffff:a.b.c.d
+        if net == 0 && host as u32 == 0xffff_u32.to_be() {
+            return Self {
+                prefix: host >> 32,
+                family_flag: 0,
+            };
         }
-        Self::V6(u64::from(address[0]) | u64::from(address[1]) << 32)
+        Self {
+            prefix: net,
+            family_flag: Conn::CLIENT_V6,
+        }
     }
 
-    /// As a [`Conn`] keeps it.
     #[inline(always)]
     pub(crate) fn from_conn(conn: &Conn) -> Self {
-        if conn.flags & Conn::CLIENT_V6 != 0 {
-            Self::V6(conn.client)
-        } else {
-            Self::V4(conn.client as u32)
+        Self {
+            prefix: conn.client,
+            family_flag: conn.flags & Conn::CLIENT_V6,
         }
     }
 
     /// `Conn::client` and the flag that goes with it.
     #[inline(always)]
     pub(crate) fn to_conn(self) -> (u64, u32) {
-        match self {
-            Self::V4(address) => (u64::from(address), 0),
-            Self::V6(prefix) => (prefix, Conn::CLIENT_V6),
-        }
+        (self.prefix, self.family_flag)
     }
 
     #[inline(always)]
     pub(crate) fn count_connection(self, now: u64) {
-        match self {
-            Self::V4(address) => {
-                count_connection(&SOURCES_V4_HOST, SourceKind::V4Host, address, now);
-                count_connection(&SOURCES_V4_NET, SourceKind::V4Net, net_of(address), now);
-            }
-            Self::V6(prefix) => count_connection(&SOURCES_V6_NET, SourceKind::V6Net, prefix, now),
+        if self.family_flag != 0 {
+            count_connection(&SOURCES_V6_NET, SourceKind::V6Net, self.prefix, now);
+        } else {
+            let address = self.prefix as u32;
+            count_connection(&SOURCES_V4_HOST, SourceKind::V4Host, address, now);
+            count_connection(&SOURCES_V4_NET, SourceKind::V4Net, net_of(address), now);
         }
     }
 
@@ -75,12 +82,12 @@ impl Client {
 
     #[inline(always)]
     fn change_early(self, change: u64) {
-        match self {
-            Self::V4(address) => {
-                change_early(&SOURCES_V4_HOST, address, change);
-                change_early(&SOURCES_V4_NET, net_of(address), change);
-            }
-            Self::V6(prefix) => change_early(&SOURCES_V6_NET, prefix, change),
+        if self.family_flag != 0 {
+            change_early(&SOURCES_V6_NET, self.prefix, change);
+        } else {
+            let address = self.prefix as u32;
+            change_early(&SOURCES_V4_HOST, address, change);
+            change_early(&SOURCES_V4_NET, net_of(address), change);
         }
     }
 }

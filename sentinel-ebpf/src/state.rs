@@ -53,7 +53,8 @@ pub(crate) fn state(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn arrived(ctx: &RawTracePointContext, sk: Sock) {
     let port = sk.local_port();
-    // The socket of an MPTCP connection goes through the same states as the TCP subflow under it; one of them counts.
+    // On some kernels an MPTCP connection goes through the same states as the TCP subflow under it (on 6.18 it jumps from
+    // LISTEN to ESTABLISHED); only the subflow counts.
     if !port_is_watched(port) || sk.protocol() != IPPROTO_TCP {
         return;
     }
@@ -96,7 +97,7 @@ fn listener_of(sk: Sock, family: u16, port: u16) -> Option<SlotId> {
     if let Some(id) = unsafe { WATCHED.get(key) } {
         return Some(*id);
     }
-    key.address = [0; 4];
+    key.address = [0; 2];
     // SAFETY: as above.
     unsafe { WATCHED.get(key) }.copied()
 }

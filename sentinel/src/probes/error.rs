@@ -77,11 +77,7 @@ impl From<ProgramError> for Error {
                 verifier_log,
             } => {
                 let log = verifier_log.to_string();
-                // The last line is a statistic, the one before it the reason.
-                let verdict = log
-                    .lines()
-                    .rev()
-                    .find(|line| !line.is_empty() && !line.starts_with("processed "));
+                let verdict = verdict(&log);
                 match verdict {
                     Some(verdict) => {
                         tracing::debug!(%log, "verifier log");
@@ -112,6 +108,14 @@ impl Error {
     }
 }
 
+/// The line that says what was refused; after it the verifier prints statistics.
+fn verdict(log: &str) -> Option<&str> {
+    const STATISTICS: [&str; 3] = ["processed ", "stack depth ", "verification time "];
+    log.lines()
+        .rev()
+        .find(|line| !line.is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start)))
+}
+
 /// aya's own texts leave their causes out.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -122,4 +126,17 @@ fn with_causes(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verdict_is_the_last_line_before_the_statistics() {
+        let log = "468: (7b) *(u64 *)(r10 -112) = r4\nR4 !read_ok\nverification time 1478 usec\nstack depth 104+0\n\
+                   processed 753 insns (limit 1000000) max_states_per_insn 2 total_states 56\n\n";
+        assert_eq!(verdict(log), Some("R4 !read_ok"));
+        assert_eq!(verdict(""), None);
+    }
 }

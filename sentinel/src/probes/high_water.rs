@@ -42,16 +42,16 @@ impl Epochs {
         self.past.front().map_or(self.current, |(epoch, _)| *epoch)
     }
 
-    /// Begins the next epoch if the current one is old enough, and returns it. Every listener must have been read in the
-    /// current one.
-    pub(super) fn next_if_due(&mut self, now: Instant) -> Option<u32> {
-        if now.saturating_duration_since(self.since) < EPOCH {
-            return None;
-        }
+    /// The next epoch, if the current one is old enough and every listener has been read in it.
+    pub(super) fn due(&self, now: Instant) -> Option<u32> {
+        (now.saturating_duration_since(self.since) >= EPOCH).then_some(self.current + 1)
+    }
+
+    /// Begins the next epoch, once the programs have been told.
+    pub(super) fn advance(&mut self, now: Instant) {
         self.past.push_back((self.current, now));
         self.current += 1;
         self.since = now;
-        Some(self.current)
     }
 }
 
@@ -167,7 +167,8 @@ mod tests {
                             cpus[cpu].arrival(epochs.current, depth);
                             arrivals.push((now, depth));
                         }
-                        if epochs.next_if_due(now).is_some() {
+                        if epochs.due(now).is_some() {
+                            epochs.advance(now);
                             beginnings.push(now);
                         }
                     }

@@ -142,6 +142,15 @@ impl Kernel {
         Ok(self.sources.read(top)?)
     }
 
+    /// How often the programs have run; only counted while a descriptor of `enable_stats` is open.
+    #[cfg(test)]
+    pub(super) fn runs(&self) -> u64 {
+        self.ebpf
+            .programs()
+            .map(|(_, program)| program.info().unwrap().run_count())
+            .sum()
+    }
+
     pub(super) fn forget_sources(&mut self) -> Result<(), Error> {
         Ok(self.sources.clear()?)
     }
@@ -168,16 +177,20 @@ where
 }
 
 fn key(listener: &ListenerId) -> ListenerKey {
-    let (family, address) = match listener.address {
-        SocketAddr::V4(v4) => (AF_INET, [u32::from_ne_bytes(v4.ip().octets()), 0, 0, 0]),
-        SocketAddr::V6(v6) => {
-            let mut words = [0; 4];
-            for (word, octets) in words.iter_mut().zip(v6.ip().octets().chunks_exact(4)) {
-                *word = u32::from_ne_bytes([octets[0], octets[1], octets[2], octets[3]]);
-            }
-            (AF_INET6, words)
+    let mut octets = [0; 16];
+    let family = match listener.address.ip() {
+        IpAddr::V4(v4) => {
+            octets[..4].copy_from_slice(&v4.octets());
+            AF_INET
+        }
+        IpAddr::V6(v6) => {
+            octets = v6.octets();
+            AF_INET6
         }
     };
+    let address = u128::from_ne_bytes(octets);
+    // The first eight bytes are the lower half: BPF is little-endian here (bpfel), and so is the machine.
+    let address = [address as u64, (address >> 64) as u64];
     ListenerKey {
         netns: listener.netns,
         port: listener.address.port(),

@@ -41,8 +41,6 @@ pub struct Probes {
     log: Option<log::Drain>,
     /// In the order of the probes' names below.
     health: [Probe; 4],
-    /// Health of "state" as it was when the probes started; [`Probes::watch`] may have something to add to it.
-    state_at_start: Probe,
     /// Whether the self-test has shown that a new connection carries its listener's queue.
     sees_queue: bool,
     watched: HashMap<ListenerId, Watched>,
@@ -99,61 +97,29 @@ impl Probes {
     }
 
     /// Makes `listeners` the ones that are counted: new ones begin at zero, missing ones are forgotten, the rest goes on.
-    /// Those beyond what the maps hold are left out, and health says so.
+    /// Those beyond what the maps hold are left out, and health says so. Costs no system call when nothing changes.
     pub fn watch(&mut self, listeners: &[ListenerId]) {
         let Some(kernel) = &mut self.kernel else { return };
-        let mut failure = None;
+        let forgotten = forget_others(kernel, &mut self.watched, &mut self.slots, listeners);
+        let added = add_new(kernel, &mut self.watched, &mut self.slots, listeners);
+        let ports = kernel.set_ports(self.watched.keys().map(|listener| listener.address.port()));
 
-        let gone: Vec<ListenerId> = self
-            .watched
-            .keys()
-            .filter(|id| !listeners.contains(id))
-            .copied()
-            .collect();
-        for listener in gone {
-            // A slot whose key could not be taken away is not given to another: its counts would be mixed.
-            match kernel.unwatch(&listener) {
-                Ok(()) => self
-                    .watched
-                    .remove(&listener)
-                    .into_iter()
-                    .for_each(|old| self.slots.free(old.slot())),
-                Err(error) => failure = Some(error),
+        self.health[STATE] = match (forgotten.and(ports), added) {
+            (Err(error), _) | (_, Err(error)) => broken(
+                "state",
+                ProbeState::Broken,
+                format!("not every listener is counted rightly: {error}"),
+            ),
+            (Ok(()), Ok(0)) => ok("state"),
+            (Ok(()), Ok(left_out)) => {
+                let room = Slots::COUNT;
+                broken(
+                    "state",
+                    ProbeState::Fallback,
+                    format!("{left_out} listeners are not counted: there is room for {room}"),
+                )
             }
-        }
-        let mut left_out = 0_usize;
-        for listener in listeners {
-            if self.watched.contains_key(listener) {
-                continue;
-            }
-            let Some(slot) = self.slots.take() else {
-                left_out += 1;
-                continue;
-            };
-            match kernel.watch(listener, slot) {
-                Ok(()) => drop(self.watched.insert(*listener, Watched::new(slot))),
-                Err(error) => {
-                    self.slots.free(slot);
-                    failure = Some(error);
-                }
-            }
-        }
-        if let Err(error) = kernel.set_ports(self.watched.keys().map(|listener| listener.address.port())) {
-            failure = Some(error);
-        }
-
-        let mut state = self.state_at_start.clone();
-        if let Some(error) = failure {
-            state.state = ProbeState::Broken;
-            state.reason = format!("not every listener is counted: {error}");
-        } else if left_out > 0 {
-            state.state = ProbeState::Fallback;
-            state.reason = format!(
-                "{left_out} listeners are not counted: there is room for {}",
-                Slots::COUNT
-            );
-        }
-        self.health[STATE] = state;
+        };
     }
 
     /// The counts of every watched listener. Costs one system call a listener. Carries the warnings of the BPF programs
@@ -177,10 +143,13 @@ impl Probes {
             }
         }
         // After the reading: what it has not seen of the old epoch, the programs keep through the next one.
-        if let Some(epoch) = epochs.next_if_due(now)
-            && let Err(error) = kernel.set_epoch(epoch)
-        {
-            tracing::warn!(%error, "cannot begin a new epoch; high-water marks reach further back than a minute");
+        if let Some(epoch) = epochs.due(now) {
+            match kernel.set_epoch(epoch) {
+                Ok(()) => epochs.advance(now),
+                Err(error) => {
+                    tracing::warn!(%error, "high-water marks reach further back than a minute: no new epoch")
+                }
+            }
         }
         readings
     }
@@ -236,7 +205,6 @@ impl Probes {
             log,
             sees_queue: depth.state == ProbeState::Ok,
             health: [ok("state"), greeting, depth, log_health],
-            state_at_start: ok("state"),
             watched: HashMap::new(),
             slots,
             epochs: None,
@@ -253,7 +221,6 @@ impl Probes {
         Self {
             kernel: None,
             log: None,
-            state_at_start: health[STATE].clone(),
             health,
             sees_queue: false,
             watched: HashMap::new(),
@@ -261,6 +228,53 @@ impl Probes {
             epochs: None,
         }
     }
+}
+
+/// Ends the watch of what is not in `wanted`. One that cannot be ended keeps its slot: another's counts would be mixed
+/// with its own.
+fn forget_others(
+    kernel: &mut Kernel,
+    watched: &mut HashMap<ListenerId, Watched>,
+    slots: &mut Slots,
+    wanted: &[ListenerId],
+) -> Result<(), Error> {
+    let others: Vec<ListenerId> = watched
+        .keys()
+        .filter(|listener| !wanted.contains(listener))
+        .copied()
+        .collect();
+    for listener in others {
+        kernel.unwatch(&listener)?;
+        if let Some(old) = watched.remove(&listener) {
+            slots.free(old.slot());
+        }
+    }
+    Ok(())
+}
+
+/// Begins the watch of what is new in `wanted`, and says for how many there was no slot.
+fn add_new(
+    kernel: &mut Kernel,
+    watched: &mut HashMap<ListenerId, Watched>,
+    slots: &mut Slots,
+    wanted: &[ListenerId],
+) -> Result<usize, Error> {
+    let mut left_out = 0;
+    for listener in wanted {
+        if watched.contains_key(listener) {
+            continue;
+        }
+        let Some(slot) = slots.take() else {
+            left_out += 1;
+            continue;
+        };
+        if let Err(error) = kernel.watch(listener, slot) {
+            slots.free(slot);
+            return Err(error);
+        }
+        watched.insert(*listener, Watched::new(slot));
+    }
+    Ok(left_out)
 }
 
 const POLLING: &str = "the accept queue is polled by sock_diag, and peaks between two looks are missed";
@@ -283,7 +297,36 @@ fn broken(name: &str, state: ProbeState, reason: String) -> Probe {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use aya::sys::{Stats, enable_stats};
+
     use super::*;
+
+    /// The promise of "light enough to leave on". Needs root with BPF.
+    #[test]
+    fn the_programs_run_once_a_connection_and_not_once_a_packet() {
+        const ROUND_TRIPS: u64 = 20_000;
+        let _counted_while_open = enable_stats(Stats::RunTime).unwrap();
+        let mut probes = Probes::start();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        probes.watch(&[kernel::listener_here(address.ip(), address.port()).unwrap()]);
+        let mut client = TcpStream::connect(address).unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
+
+        let before = probes.kernel.as_ref().unwrap().runs();
+        for _ in 0..ROUND_TRIPS {
+            accepted.write_all(b"2").unwrap();
+            client.read_exact(&mut [0]).unwrap();
+            client.write_all(b"N").unwrap();
+            accepted.read_exact(&mut [0]).unwrap();
+        }
+        // Every connection on this machine runs them, those of the other tests too.
+        let runs = probes.kernel.as_ref().unwrap().runs() - before;
+        assert!(runs < ROUND_TRIPS / 2, "{runs} runs in {ROUND_TRIPS} round trips");
+    }
 
     #[test]
     fn disabled_probes_read_nothing_and_say_why() {

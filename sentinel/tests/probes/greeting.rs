@@ -12,12 +12,15 @@ use crate::harness::{GREETING, Server, greet, probes, read, read_when};
 /// One greeting, the given times before accept() and after it, as the client's clock has it and as the probe has it.
 fn one_greeting(probes: &mut Probes, server: &Server, queued: Duration, slow: Duration) -> (f64, f64) {
     let before = read(probes, server.id).counts;
-    let client_ms = thread::scope(|scope| {
+    // Both still open, so that no FIN brings the acknowledgement along.
+    let ((client_ms, _client), _accepted) = thread::scope(|scope| {
         let client = scope.spawn(|| {
             let mut client = server.connect();
             let connected = clock::now().mono;
+            // Keeps the acknowledgement back for some 40 ms: the latency must not grow by it.
+            socket2::SockRef::from(&client).set_tcp_quickack(false).unwrap();
             client.read_exact(&mut [0; GREETING.len()]).unwrap();
-            (clock::now().mono - connected).as_secs_f64() * 1000.0
+            ((clock::now().mono - connected).as_secs_f64() * 1000.0, client)
         });
         read_when(probes, server.id, |reading| {
             reading.counts.connections > before.connections
@@ -26,7 +29,7 @@ fn one_greeting(probes: &mut Probes, server: &Server, queued: Duration, slow: Du
         let mut accepted = server.accept();
         thread::sleep(slow);
         accepted.write_all(GREETING).unwrap();
-        client.join().unwrap()
+        (client.join().unwrap(), accepted)
     });
     let greetings = |log2: &[u64]| log2.iter().sum::<u64>();
     let after = read_when(probes, server.id, |reading| {
