@@ -21,7 +21,7 @@ pub enum Arrival {
     /// So many a second, Poisson, until stopped.
     PerSecond(f64),
     /// `count` evenly over `within`, and no more.
-    Burst { count: usize, within: Duration },
+    Evenly { count: usize, within: Duration },
 }
 
 /// How attackers behave.
@@ -123,12 +123,12 @@ impl Attack {
         let mut attackers = JoinSet::new();
         let most = match self.arrival {
             Arrival::PerSecond(_) => usize::MAX,
-            Arrival::Burst { count, .. } => count,
+            Arrival::Evenly { count, .. } => count,
         };
         for _ in 0..most {
             let gap = match self.arrival {
                 Arrival::PerSecond(rate) => load::poisson_gap(&mut random, rate),
-                Arrival::Burst { count, within } => within / u32::try_from(count).unwrap_or(u32::MAX),
+                Arrival::Evenly { count, within } => within / u32::try_from(count).unwrap_or(u32::MAX),
             };
             tokio::select! {
                 () = stop.wait() => break,

@@ -43,7 +43,7 @@ fn a_legitimate_sender_delivers() {
 fn silent_attackers_hold_every_slot_and_the_rest_queues() {
     let lab = Lab::builder().maxproc(5).start().unwrap();
     let attackers = lab
-        .attack(Attack::silent(Arrival::Burst {
+        .attack(Attack::silent(Arrival::Evenly {
             count: 8,
             within: Duration::from_millis(400),
         }))
@@ -82,7 +82,7 @@ fn a_flood_ends_legitimate_mail_on_plain_postfix() {
         .start()
         .unwrap();
     let attackers = lab
-        .attack(Attack::silent(Arrival::Burst {
+        .attack(Attack::silent(Arrival::Evenly {
             count: 4,
             within: Duration::from_millis(200),
         }))
@@ -113,7 +113,7 @@ fn attackers_with_noop_are_greeted_and_come_back_when_dropped() {
     let attack = Attack {
         reconnect: Some(Duration::from_millis(100)),
         noop_every: Some(Duration::from_millis(50)),
-        ..Attack::silent(Arrival::Burst {
+        ..Attack::silent(Arrival::Evenly {
             count: 1,
             within: Duration::ZERO,
         })

@@ -9,6 +9,7 @@ use sentinel_lab::attackers::{Arrival, Attack};
 use sentinel_lab::clock::{wait_for, wait_until};
 use sentinel_lab::senders::Traffic;
 use sentinel_lab::sentinel::{Daemon, Sentinel, Settings};
+use smtp_sentinel::status::Service;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -17,6 +18,21 @@ fn observe() -> Settings {
         act: "mode = \"observe\"".to_owned(),
         ..Settings::default()
     }
+}
+
+/// Waits until the daemon counts the clients of the lab's listener: what comes before is not in the counts.
+fn wait_watched(daemon: &Daemon<'_>) -> Service {
+    let counted = |service: &Service| {
+        service.busy.is_some()
+            && service.accept_queue.is_some()
+            && service.listeners.iter().any(|listener| listener.counts.is_some())
+    };
+    let found = daemon.wait_service(
+        "smtp/inet to be watched and its clients counted",
+        PATIENCE,
+        counted,
+    );
+    found.unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 /// One number of /metrics; an absent series is an error and no 0.
@@ -166,7 +182,7 @@ fn busy_is_what_attackers_hold_while_the_process_count_lags() {
     let sentinel = Sentinel::install_with(&lab, &observe()).unwrap();
     let daemon = sentinel.start().unwrap();
     let attackers = lab
-        .attack(Attack::silent(Arrival::Burst {
+        .attack(Attack::silent(Arrival::Evenly {
             count: 7,
             within: Duration::from_millis(700),
         }))
@@ -198,11 +214,7 @@ fn status_and_metrics_and_ss_tell_the_same_story_at_rest() {
     let lab = Lab::builder().maxproc(150).start().unwrap();
     let sentinel = Sentinel::install_with(&lab, &observe()).unwrap();
     let daemon = sentinel.start().unwrap();
-    let service = daemon
-        .wait_service("smtp/inet to be watched", PATIENCE, |service| {
-            service.accept_queue.is_some() && service.busy.is_some()
-        })
-        .unwrap();
+    let service = wait_watched(&daemon);
     let queue = service.accept_queue.unwrap();
     let port = lab.sockets().unwrap();
     assert_eq!((queue.depth, queue.limit), (port.depth, port.backlog));
