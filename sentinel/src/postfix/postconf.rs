@@ -58,13 +58,11 @@ impl Postconf {
         &self.program
     }
 
-    /// Lets postconf read main.cf and master.cf of a directory, and gives its warnings. The entries that it prints are
-    /// dropped. A candidate directory does well to have main.cf as a symlink, or with its old time: postconf waits for
-    /// a main.cf younger than 2 s.
+    /// What `postconf -M` prints of the master.cf of a directory, one entry a line. A candidate directory must have a
+    /// main.cf too, as a symlink or with an old time: postconf waits for one younger than 2 s.
     /// Catches less than [`super::master_cf::validate`] in some places and more in others: ask both.
-    pub fn read_master_cf(&self, config_dir: &Path) -> Result<String, PostconfError> {
-        let output = self.run(config_dir, &["-M"], &[])?;
-        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    pub fn entries(&self, config_dir: &Path) -> Result<Vec<u8>, PostconfError> {
+        Ok(self.run(config_dir, &["-M"], &[])?.stdout)
     }
 
     /// The values of parameters, with every `$name` in them expanded, as they would be with these `-o name=value`
