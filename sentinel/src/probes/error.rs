@@ -12,7 +12,7 @@ use crate::status::ProbeState;
 /// Why a probe does not run; the text is fit for health, and says what is missing.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{missing} is missing: run as root, or grant it (systemd: AmbientCapabilities=)")]
+    #[error("needs {missing}: run as root, or grant it (systemd: AmbientCapabilities=)")]
     Capability { missing: String },
     #[error("cannot read the kernel's types from {}: {reason}; the kernel must be built with CONFIG_DEBUG_INFO_BTF", path.display())]
     NoBtf { path: PathBuf, reason: String },
