@@ -46,11 +46,7 @@ fn ten_queued_clients_read_as_ten_and_those_that_leave_are_counted_once() {
     let lab = Lab::builder().maxproc(2).start().unwrap();
     let sentinel = Sentinel::install_with(&lab, &observe()).unwrap();
     let daemon = sentinel.start().unwrap();
-    daemon
-        .wait_service("smtp/inet to be watched", PATIENCE, |service| {
-            service.accept_queue.is_some()
-        })
-        .unwrap();
+    wait_watched(&daemon);
 
     let mut holders = [lab.connect(1).unwrap(), lab.connect(2).unwrap()];
     for holder in &mut holders {
@@ -115,11 +111,7 @@ fn a_client_that_leaves_after_accept_and_before_the_greeting_is_told_apart() {
     let lab = Lab::builder().greeting_delay(5).start().unwrap();
     let sentinel = Sentinel::install_with(&lab, &observe()).unwrap();
     let daemon = sentinel.start().unwrap();
-    daemon
-        .wait_service("smtp/inet to be watched", PATIENCE, |service| {
-            service.busy.is_some()
-        })
-        .unwrap();
+    wait_watched(&daemon);
     let client = lab.connect(1).unwrap();
     wait_until("an smtpd to take the client", PATIENCE, || {
         Ok(lab.sockets()?.held == 1)
@@ -139,11 +131,7 @@ fn the_greeting_histogram_agrees_with_the_clients_clocks() {
     let lab = Lab::builder().greeting_delay(1).start().unwrap();
     let sentinel = Sentinel::install_with(&lab, &observe()).unwrap();
     let daemon = sentinel.start().unwrap();
-    daemon
-        .wait_service("smtp/inet to be watched", PATIENCE, |service| {
-            service.busy.is_some()
-        })
-        .unwrap();
+    wait_watched(&daemon);
 
     // One session at a time pairs each of the client's times with its own part of the sum. The median of the differences
     // stands for them: a client that a busy machine woke late is the machine's fault.
@@ -253,11 +241,7 @@ fn promtool_takes_the_metrics() {
     let lab = Lab::new().unwrap();
     let sentinel = Sentinel::install_with(&lab, &observe()).unwrap();
     let daemon = sentinel.start().unwrap();
-    daemon
-        .wait_service("smtp/inet to be watched", PATIENCE, |service| {
-            service.busy.is_some()
-        })
-        .unwrap();
+    wait_watched(&daemon);
     let senders = lab
         .senders(Traffic {
             sessions: Some(5),
