@@ -151,7 +151,7 @@ impl ConfigDir {
     }
 
     /// The bytes that a master would read, links followed: to look at, not to edit.
-    pub(super) fn read_followed(&self) -> Result<Vec<u8>, FileError> {
+    pub fn read_followed(&self) -> Result<Vec<u8>, FileError> {
         let path = self.file(MASTER_CF);
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(self.fd(), MASTER_CF, flags, Mode::empty())

@@ -20,7 +20,7 @@ const ANSWER_MAX: u64 = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     #[error(
-        "the daemon is not running (nobody listens on {}); start it with: systemctl start smtp-sentinel", socket.display()
+        "the daemon is not running (nobody listens on {}); start it with `systemctl start smtp-sentinel` or `smtp-sentinel run`", socket.display()
     )]
     NotRunning { socket: PathBuf },
     #[error("not permitted to ask the daemon on {}; run this command as root", socket.display())]

@@ -134,6 +134,7 @@ impl Engine {
             }
         }
         self.forget_stopped(now);
+        self.instances.iter_mut().for_each(Instance::try_replaceable);
     }
 
     fn forget_stopped(&mut self, now: Now) {
@@ -186,11 +187,10 @@ impl Engine {
 }
 
 fn instance_actionable(instance: &Instance, permitted: &Result<(), String>) -> Result<(), String> {
-    if instance.trouble.is_empty() {
-        permitted.clone()
-    } else {
-        Err(instance.trouble.clone())
+    if !instance.trouble.is_empty() {
+        return Err(instance.trouble.clone());
     }
+    permitted.clone().and_then(|()| instance.replaceable.clone())
 }
 
 /// One tick of one instance. `true` when something new was seen.

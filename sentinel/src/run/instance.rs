@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use procfs::process::{FDTarget, Process};
 
 use super::service::Service;
+use crate::actuator::ConfigDir;
 use crate::config::Config;
 use crate::controller::Budget;
 use crate::postfix::endpoint::same_service;
@@ -44,6 +45,8 @@ pub(super) struct Instance {
     pub(super) services: Vec<Service>,
     /// Why nothing of it can be watched; empty when it can.
     pub(super) trouble: String,
+    /// Whether master.cf could be replaced, as of a few seconds ago; else why not.
+    pub(super) replaceable: Result<(), String>,
     processes: Processes,
     sockets: Result<SockDiag, String>,
     stamp: Stamp,
@@ -76,6 +79,7 @@ impl Instance {
             budget: Budget::new(config.act.min_interval, config.act.max_reloads_per_hour),
             services: Vec::new(),
             trouble: String::new(),
+            replaceable: Ok(()),
             processes: Processes::default(),
             sockets,
             stamp: Stamp::default(),
@@ -120,6 +124,13 @@ impl Instance {
         self.master.config_dir.join("master.cf")
     }
 
+    /// Looks whether master.cf could be replaced, so that status says so before it matters.
+    pub(super) fn try_replaceable(&mut self) {
+        self.replaceable = ConfigDir::open(&self.master.config_dir)
+            .and_then(|dir| dir.replaceable().and_then(|()| dir.read().map(drop)))
+            .map_err(|error| error.to_string());
+    }
+
     /// Reads master.cf and main.cf again if they have changed since. `true` when they have.
     pub(super) fn refresh(&mut self, config: &Config, now: Instant) -> bool {
         if self
@@ -140,13 +151,12 @@ impl Instance {
 
     fn read_configuration(&mut self, config: &Config) {
         let path = self.master_cf();
-        let read = fs::read(&path)
-            .map_err(|error| format!("cannot read {}: {error}", path.display()))
+        let read = ConfigDir::open(&self.master.config_dir)
+            .and_then(|dir| dir.read_followed())
+            .map_err(|error| error.to_string())
             .and_then(|bytes| {
                 let settings = Settings::of(&self.master.config_dir, &self.master.daemon_dir);
-                settings
-                    .map(|settings| (bytes, settings))
-                    .map_err(|error| error.to_string())
+                settings.map(|settings| (bytes, settings)).map_err(|error| error.to_string())
             });
         let (bytes, settings) = match read {
             Ok(read) => read,
