@@ -80,9 +80,16 @@ pub struct Entry {
     #[serde(default)]
     pub reasons: Vec<String>,
     pub outcome: Option<String>,
+    #[serde(default)]
+    pub detail: serde_json::Value,
 }
 
 impl Entry {
+    /// Whether a reason or the detail has this text.
+    pub fn tells(&self, text: &str) -> bool {
+        self.reasons.iter().any(|reason| reason.contains(text)) || self.detail.to_string().contains(text)
+    }
+
     /// A transition to `state`.
     pub fn is_transition_to(&self, state: &str) -> bool {
         self.kind == "transition" && self.to.as_deref() == Some(state)

@@ -145,14 +145,14 @@ fn a_flood_trips_and_its_end_gives_every_byte_back() {
     assert_eq!((done("edit"), done("undo")), (1, 1), "{history:#?}");
 
     // A reload counts once it is seen to have taken, which is after the state.
-    for (name, label, value) in [
-        ("reloads_total", ("result", "done"), 2.0),
-        ("transitions_total", ("to", "stressed"), 1.0),
-        ("transitions_total", ("to", "normal"), 1.0),
-        ("state", ("state", "normal"), 1.0),
+    for (name, labels, value) in [
+        ("reloads_total", &[("result", "done")][..], 2.0),
+        ("transitions_total", &[("to", "stressed")], 1.0),
+        ("transitions_total", &[("to", "normal")], 1.0),
+        ("state", &[("service", "smtp/inet"), ("state", "normal")], 1.0),
     ] {
-        wait_until(&format!("{name} {label:?} to be {value}"), PATIENCE, || {
-            Ok(daemon.metrics()?.sum(&format!("smtp_sentinel_{name}"), &[label]) == Some(value))
+        wait_until(&format!("{name} {labels:?} to be {value}"), PATIENCE, || {
+            Ok(daemon.metrics()?.sum(&format!("smtp_sentinel_{name}"), labels) == Some(value))
         })
         .unwrap();
     }

@@ -256,7 +256,7 @@ fn summarize(course: &Course, sessions: &[Session], holds: &[Hold], history: &[E
     );
 
     println!("\nWhat the sentinel did (smtp-sentinel history)");
-    for entry in history {
+    for entry in history.iter().filter(|entry| entry.kind != "probe") {
         let what = match (&entry.from, &entry.to, &entry.action) {
             (Some(from), Some(to), _) => format!("{from} -> {to}"),
             (_, _, Some(action)) => action.clone(),
