@@ -87,7 +87,8 @@ impl Actuator {
         self.steps
             .step("check")
             .map_err(FileError::io("check", dir.file(MASTER_CF)))?;
-        self.checker.edited(dir.path(), &original.bytes, &candidate)?;
+        self.checker(&target.master)
+            .edited(dir.path(), &original.bytes, &candidate)?;
         // Where another service of this file is ours already, the original is the file without those lines.
         let plain = edit::remove(&original.bytes).bytes;
         let kept = backup::keep(&self.state_dir, &target.instance, &plain, &mut self.steps)?;
@@ -160,7 +161,7 @@ impl Actuator {
             .map_err(FileError::io("read", dir.file(MASTER_CF)))?;
         let current = dir.read_followed()?;
         if Digest::of(&current) != *expected {
-            self.checker.reloadable(dir.path(), &current)?;
+            self.checker(master).reloadable(dir.path(), &current)?;
         }
         let ticks = clock::boot_ticks().map_err(FileError::io("read", "/proc/uptime".into()))?;
         let not_sent = |source| ReloadError::NotSent {
@@ -186,7 +187,7 @@ impl Actuator {
         // A `postfix reload` that hangs may have told the master: then it has to be told again.
         let told = match (&taken, &cause) {
             (Ok(taken), ActError::Reload(ReloadError::Unknown { .. })) => self
-                .checker
+                .checker(&target.master)
                 .reloadable(dir.path(), &taken.bytes)
                 .map_err(ActError::from)
                 .and_then(|()| Ok(self.masters.reload(&target.master, signal::ReloadMode::Signal)?)),

@@ -46,6 +46,7 @@ pub use signal::{Masters, ReloadError, ReloadMode, System};
 pub use steps::{Hook, Steps};
 pub use verify::{LIVES_FOR, NEW_WORKER_WITHIN, Progress, Verification};
 
+use crate::postfix::postconf::Postconf;
 use crate::postfix::{Master, ServiceId};
 
 /// History entries that could not be written are kept for the next attempt; more than this many are let go.
@@ -93,7 +94,8 @@ pub struct Actuator {
     journal: journal::Journal,
     mode: ReloadMode,
     masters: Box<dyn Masters>,
-    checker: check::Checker,
+    /// Where the postconf(1) of a master is.
+    postconf: fn(&Path) -> Option<Postconf>,
     steps: Steps,
     claimed: BTreeMap<PathBuf, Arc<ConfigDir>>,
     unwritten: VecDeque<(HistoryEntry, Vec<IntentId>)>,
@@ -120,7 +122,7 @@ impl Actuator {
             journal,
             mode,
             masters,
-            checker: check::Checker::at_hand(),
+            postconf: Postconf::find,
             steps,
             claimed: BTreeMap::new(),
             unwritten: VecDeque::new(),
@@ -160,6 +162,10 @@ impl Actuator {
         let dir = Arc::new(dir);
         self.claimed.insert(config_dir.to_owned(), Arc::clone(&dir));
         Ok(dir)
+    }
+
+    fn checker(&self, master: &Master) -> check::Checker {
+        check::Checker((self.postconf)(&master.daemon_dir))
     }
 
     /// A history entry, after those that could not be written earlier. The act that it tells of is done, and stays

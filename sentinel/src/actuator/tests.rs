@@ -148,7 +148,7 @@ impl Bench {
 
     fn restore(&self) -> RestoreReport {
         let mut actuator = self.actuator();
-        actuator.checker = check::Checker::without_postconf();
+        actuator.postconf = |_| None;
         actuator.restore(&[self.dir().to_owned()], clock::now())
     }
 
@@ -316,7 +316,7 @@ fn at_every_step(
         bench.reloads();
         let names = Arc::new(Mutex::new(Vec::new()));
         let mut actuator = bench.actuator_with(faulty(nth, fault, Arc::clone(&names)));
-        actuator.checker = check::Checker::without_postconf();
+        actuator.postconf = |_| None;
         let ended = catch_unwind(AssertUnwindSafe(|| act(&bench, &mut actuator)));
         drop(actuator);
         let names = names.lock().unwrap().clone();
@@ -375,7 +375,7 @@ fn every_fault_at_every_step_of_a_trip() {
 fn every_fault_at_every_step_of_a_clear() {
     let prepare = |bench: &Bench| {
         let mut actuator = bench.actuator();
-        actuator.checker = check::Checker::without_postconf();
+        actuator.postconf = |_| None;
         actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
     };
     let act = |bench: &Bench, actuator: &mut Actuator| {
@@ -431,7 +431,7 @@ fn every_fault_at_every_step_of_a_rollback() {
 fn every_fault_at_every_step_of_a_restore() {
     let prepare = |bench: &Bench| {
         let mut actuator = bench.actuator();
-        actuator.checker = check::Checker::without_postconf();
+        actuator.postconf = |_| None;
         actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
     };
     let act = |bench: &Bench, actuator: &mut Actuator| {

@@ -73,7 +73,8 @@ impl Actuator {
             return Err(gone(target).into());
         }
         // Not only when it is another file than the one that we wrote: others may have broken it long ago.
-        self.checker.reloadable(dir.path(), &taken.bytes)?;
+        self.checker(&target.master)
+            .reloadable(dir.path(), &taken.bytes)?;
         let in_flight = self.announce(Act::Undo, &dir, target, &taken.after)?;
         trail.intents = ends;
         Ok(in_flight)
@@ -124,7 +125,8 @@ impl Actuator {
         let taken = self.take_back(&dir, target.place(), Some(&target.service), now)?;
         let alive = self.masters.alive(&target.master);
         if alive {
-            self.checker.reloadable(dir.path(), &taken.bytes)?;
+            self.checker(&target.master)
+                .reloadable(dir.path(), &taken.bytes)?;
             self.announce(Act::Undo, &dir, target, &taken.after)?;
         }
         Ok((

@@ -67,6 +67,12 @@ impl Postconf {
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
+    /// The entries of the master.cf of a directory as postconf prints them, one a line, in its own layout. About
+    /// candidate directories see [`Postconf::read_master_cf`].
+    pub fn entries(&self, config_dir: &Path) -> Result<Vec<u8>, PostconfError> {
+        Ok(self.run(config_dir, &["-M"], &[])?.stdout)
+    }
+
     /// The values of parameters, with every `$name` in them expanded, as they would be with these `-o name=value`
     /// (the last of a name counts). A parameter that this Postfix does not have is left out. Do not ask for
     /// inet_interfaces: it is always overridden.
