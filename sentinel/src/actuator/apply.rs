@@ -229,6 +229,7 @@ impl Actuator {
             "sha256_before": trail.before,
             "sha256_after": trail.after,
             "intents": trail.intents,
+            "others_edited": trail.others_edited,
             "master_pid": target.master.pid,
             "duration_ms": duration_ms(now),
         });
@@ -264,7 +265,6 @@ impl Actuator {
                 let refused = matches!(error, ActError::Edit { .. } | ActError::NothingOfOurs { .. });
                 detail["step"] = json!(self.steps.last());
                 detail["error"] = json!(error.to_string());
-                detail["others_edited"] = json!(trail.others_edited);
                 entry.outcome = Some(if refused {
                     Outcome::Refused
                 } else {
