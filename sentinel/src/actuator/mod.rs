@@ -5,9 +5,9 @@
 //! never undoes somebody else's work, never lets a file take master.cf's place that it has not checked, and never has
 //! a broken master.cf reloaded, whoever broke it.
 //!
-//! The way of a change: claim, look at the master, lock the draft ([`replace`]), read ([`file`]), make the candidate
-//! ([`crate::postfix::edit`]), check it ([`check`]), keep the old bytes ([`backup`]), journal the intent
-//! ([`journal`]), rename, look again, signal ([`signal`]). After that it is in flight until [`verify`] says that it
+//! The way of a change: claim, look at the master, lock the draft (`replace`), read (`file`), make the candidate
+//! ([`crate::postfix::edit`]), check it (`check`), keep the old bytes (`backup`), journal the intent
+//! (`journal`), rename, look again, signal (`signal`). After that it is in flight until `verify` says that it
 //! took. Everything blocks: some milliseconds as a rule, seconds when postconf(1) holds its lock.
 
 mod apply;

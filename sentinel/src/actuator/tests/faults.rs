@@ -92,6 +92,7 @@ fn every_fault_at_every_step_of_a_trip() {
             if ended.is_err() && !stuck && !crashed {
                 assert_eq!(bench.bytes(), ORIGINAL.as_bytes(), "{context}");
                 assert!(bench.reloads().is_empty(), "{context}");
+                assert!(!bench.dir().join("master.cf.tmp").exists(), "{context}");
             }
             bench.reloads();
             let report = bench.restore();
