@@ -16,10 +16,7 @@ pub struct Now {
 /// Reads both clocks.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that may")]
 pub fn now() -> Now {
-    Now {
-        mono: Instant::now(),
-        wall: Timestamp::now(),
-    }
+    Now { mono: Instant::now(), wall: Timestamp::now() }
 }
 
 /// Clock ticks since boot, on the clock of a process's start time (/proc/PID/stat field 22).

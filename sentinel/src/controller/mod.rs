@@ -19,11 +19,7 @@ pub enum State {
 pub enum Plan {
     Nothing,
     /// Put `-o stress=yes` on the service and reload.
-    Trip {
-        reasons: Vec<String>,
-    },
+    Trip { reasons: Vec<String> },
     /// Take our lines back and reload.
-    Clear {
-        reasons: Vec<String>,
-    },
+    Clear { reasons: Vec<String> },
 }

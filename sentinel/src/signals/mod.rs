@@ -24,19 +24,11 @@ pub enum Quality {
 
 impl<T> Reading<T> {
     pub fn exact(value: T, at: Instant) -> Self {
-        Self::Known {
-            value,
-            at,
-            quality: Quality::Exact,
-        }
+        Self::Known { value, at, quality: Quality::Exact }
     }
 
     pub fn sampled(value: T, at: Instant) -> Self {
-        Self::Known {
-            value,
-            at,
-            quality: Quality::Sampled,
-        }
+        Self::Known { value, at, quality: Quality::Sampled }
     }
 
     pub fn unavailable(reason: impl Into<String>) -> Self {
@@ -70,11 +62,7 @@ impl<T> Reading<T> {
 
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Reading<U> {
         match self {
-            Self::Known { value, at, quality } => Reading::Known {
-                value: f(value),
-                at,
-                quality,
-            },
+            Self::Known { value, at, quality } => Reading::Known { value: f(value), at, quality },
             Self::Unavailable(reason) => Reading::Unavailable(reason),
         }
     }
