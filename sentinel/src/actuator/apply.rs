@@ -87,7 +87,8 @@ impl Actuator {
         self.steps
             .step("check")
             .map_err(FileError::io("check", dir.file(MASTER_CF)))?;
-        self.checker.edited(dir.path(), &original.bytes, &candidate)?;
+        self.checker(&target.master)
+            .edited(dir.path(), &original.bytes, &candidate)?;
         // Where another service of this file is ours already, the original is the file without those lines.
         let plain = edit::remove(&original.bytes).bytes;
         let kept = backup::keep(&self.state_dir, &target.instance, &plain, &mut self.steps)?;
@@ -160,7 +161,7 @@ impl Actuator {
             .map_err(FileError::io("read", dir.file(MASTER_CF)))?;
         let current = dir.read_followed()?;
         if Digest::of(&current) != *expected {
-            self.checker.reloadable(dir.path(), &current)?;
+            self.checker(master).reloadable(dir.path(), &current)?;
         }
         let ticks = clock::boot_ticks().map_err(FileError::io("read", "/proc/uptime".into()))?;
         let not_sent = |source| ReloadError::NotSent {
@@ -186,7 +187,7 @@ impl Actuator {
         // A `postfix reload` that hangs may have told the master: then it has to be told again.
         let told = match (&taken, &cause) {
             (Ok(taken), ActError::Reload(ReloadError::Unknown { .. })) => self
-                .checker
+                .checker(&target.master)
                 .reloadable(dir.path(), &taken.bytes)
                 .map_err(ActError::from)
                 .and_then(|()| Ok(self.masters.reload(&target.master, signal::ReloadMode::Signal)?)),
@@ -228,6 +229,7 @@ impl Actuator {
             "sha256_before": trail.before,
             "sha256_after": trail.after,
             "intents": trail.intents,
+            "others_edited": trail.others_edited,
             "master_pid": target.master.pid,
             "duration_ms": duration_ms(now),
         });
@@ -263,7 +265,6 @@ impl Actuator {
                 let refused = matches!(error, ActError::Edit { .. } | ActError::NothingOfOurs { .. });
                 detail["step"] = json!(self.steps.last());
                 detail["error"] = json!(error.to_string());
-                detail["others_edited"] = json!(trail.others_edited);
                 entry.outcome = Some(if refused {
                     Outcome::Refused
                 } else {

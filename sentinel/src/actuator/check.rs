@@ -4,17 +4,12 @@
 //! Three judges, each of which sees what the others do not: only our lines may differ; our own parser is as strict
 //! as master; and postconf(1), where it is installed, is Postfix's own eye (though laxer than master).
 
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use crate::postfix::endpoint::Names;
 use crate::postfix::postconf::{Postconf, PostconfError};
 use crate::postfix::{ServiceId, edit, master_cf};
-
-/// Where Debian has Postfix's daemons; the commands are found from there or in the usual places. Any version of
-/// postconf(1) reads the fields of any other's master.cf.
-const DAEMON_DIR: &str = "/usr/lib/postfix/sbin";
 
 /// What the edit is, as postconf(1) prints it.
 const ARGUMENT: &[u8] = b" -o stress=yes";
@@ -29,7 +24,7 @@ pub enum CheckError {
         .path.display()
     )]
     Broken { path: PathBuf, problem: String },
-    #[error("{} is not reloaded: {source}", .path.display())]
+    #[error("postconf(1) does not accept {}: {source} (we do not reload meanwhile)", .path.display())]
     Unreadable { path: PathBuf, source: PostconfError },
     #[error(
         "postconf(1) sees another change in {} than `-o stress=yes` on {service}; this is a fault of ours, please report it",
@@ -40,25 +35,10 @@ pub enum CheckError {
     Io { path: PathBuf, source: io::Error },
 }
 
-/// The judges at hand.
-pub(super) struct Checker {
-    postconf: Option<Postconf>,
-}
+/// The judges at hand: postconf(1) is one where there is one.
+pub(super) struct Checker(pub(super) Option<Postconf>);
 
 impl Checker {
-    /// With postconf(1), if this machine has it.
-    pub(super) fn at_hand() -> Self {
-        Self {
-            postconf: Postconf::find(Path::new(DAEMON_DIR)),
-        }
-    }
-
-    /// Our own eyes only.
-    #[cfg(test)]
-    pub(super) fn without_postconf() -> Self {
-        Self { postconf: None }
-    }
-
     /// Whether `after`, which is `before` with our lines put in, may take its place in `config_dir`.
     pub(super) fn edited(&self, config_dir: &Path, before: &[u8], after: &[u8]) -> Result<(), CheckError> {
         let path = config_dir.join("master.cf");
@@ -66,7 +46,7 @@ impl Checker {
             return Err(CheckError::MoreThanOurs(path));
         }
         valid(&path, after)?;
-        let Some(postconf) = &self.postconf else {
+        let Some(postconf) = &self.0 else {
             return Ok(());
         };
         let reader = Reader { postconf, config_dir };
@@ -82,9 +62,21 @@ impl Checker {
     /// Whether a running master would survive reading these bytes.
     pub(super) fn reloadable(&self, config_dir: &Path, bytes: &[u8]) -> Result<(), CheckError> {
         valid(&config_dir.join("master.cf"), bytes)?;
-        match &self.postconf {
-            Some(postconf) => Reader { postconf, config_dir }.entries(bytes).map(drop),
-            None => Ok(()),
+        let Some(postconf) = &self.0 else { return Ok(()) };
+        match (Reader { postconf, config_dir }).entries(bytes) {
+            Err(
+                error @ CheckError::Unreadable {
+                    source: PostconfError::Failed { .. },
+                    ..
+                },
+            ) => Err(error),
+            // It could not be asked. Our own parser, the stricter of the two, has let the file pass, and giving back
+            // must not wait for a second opinion.
+            Err(error) => {
+                tracing::warn!(%error, "reloading without postconf(1)'s opinion");
+                Ok(())
+            }
+            Ok(_) => Ok(()),
         }
     }
 }
@@ -144,25 +136,23 @@ impl Reader<'_> {
     /// What `postconf -M` prints: an entry a line.
     fn entries(&self, master_cf: &[u8]) -> Result<Vec<u8>, CheckError> {
         let path = self.config_dir.join("master.cf");
-        let io = |source| CheckError::Io {
+        let candidate = self.candidate(master_cf).map_err(|source| CheckError::Io {
             path: path.clone(),
             source,
-        };
-        let scratch = tempfile::Builder::new()
-            .prefix("smtp-sentinel-")
-            .tempdir()
-            .map_err(io)?;
-        let main_cf = scratch.path().join("main.cf");
-        std::fs::write(&main_cf, self.main_cf().map_err(io)?).map_err(io)?;
-        // postconf waits until main.cf is 2 s old, lest it read half of one (Postfix src/util/dict.c,
-        // dict_load_file_xt()); this one nobody writes any more.
-        std::fs::File::options()
-            .append(true)
-            .open(&main_cf)
-            .and_then(|file| file.set_modified(SystemTime::UNIX_EPOCH))
-            .map_err(io)?;
-        std::fs::write(scratch.path().join("master.cf"), master_cf).map_err(io)?;
-        self.postconf.entries(scratch.path()).map_err(|source| CheckError::Unreadable { path, source })
+        })?;
+        self.postconf
+            .entries(candidate.path())
+            .map_err(|source| CheckError::Unreadable { path, source })
+    }
+
+    fn candidate(&self, master_cf: &[u8]) -> io::Result<tempfile::TempDir> {
+        let candidate = tempfile::Builder::new().prefix("smtp-sentinel-").tempdir()?;
+        let mut main_cf = std::fs::File::create(candidate.path().join("main.cf"))?;
+        main_cf.write_all(&self.main_cf()?)?;
+        // postconf waits until main.cf is 2 s old (Postfix src/util/dict.c dict_load_file_xt()).
+        main_cf.set_modified(std::time::SystemTime::UNIX_EPOCH)?;
+        std::fs::write(candidate.path().join("master.cf"), master_cf)?;
+        Ok(candidate)
     }
 
     fn main_cf(&self) -> io::Result<Vec<u8>> {
@@ -231,6 +221,12 @@ mod tests {
     const PLAIN: &[u8] = b"smtp       inet  n       -       y       -       -       smtpd\n\
                            pickup     unix  n       -       y       60      1       pickup\n";
 
+    fn checker() -> Checker {
+        Checker(Some(
+            Postconf::find(Path::new("/nowhere")).expect("Postfix is installed (cargo xtask setup)"),
+        ))
+    }
+
     fn directory() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("main.cf"), "compatibility_level = 3.6\n").unwrap();
@@ -241,7 +237,7 @@ mod tests {
     fn our_own_edit_passes_both_ways() {
         let dir = directory();
         let after = edit::insert(PLAIN, &smtp(), jiff::Timestamp::UNIX_EPOCH).unwrap();
-        Checker::at_hand().edited(dir.path(), PLAIN, &after).unwrap();
+        checker().edited(dir.path(), PLAIN, &after).unwrap();
         undone(dir.path(), &after, &edit::remove(&after)).unwrap();
     }
 
@@ -251,7 +247,7 @@ mod tests {
         let after = edit::insert(PLAIN, &smtp(), jiff::Timestamp::UNIX_EPOCH).unwrap();
         let other = [after.as_slice(), b"# a word\n"].concat();
         assert!(matches!(
-            Checker::at_hand().edited(dir.path(), PLAIN, &other),
+            checker().edited(dir.path(), PLAIN, &other),
             Err(CheckError::MoreThanOurs(_))
         ));
         let removal = edit::Removal {
@@ -294,13 +290,13 @@ mod tests {
     #[test]
     fn a_file_that_stops_master_is_not_reloaded() {
         let dir = directory();
-        Checker::at_hand().reloadable(dir.path(), PLAIN).unwrap();
+        checker().reloadable(dir.path(), PLAIN).unwrap();
         for broken in [
             &b"smtp inet y - y - - smtpd\n"[..],
             b"smtp inet n - y - -\n",
             b"smtp tcp n - y - - smtpd\n",
         ] {
-            let error = Checker::at_hand().reloadable(dir.path(), broken).unwrap_err();
+            let error = checker().reloadable(dir.path(), broken).unwrap_err();
             assert!(error.to_string().contains("do not reload"), "{error}");
         }
     }

@@ -1,42 +1,32 @@
-//! Runs one of Postfix's own commands: bounded in time, with an empty environment, what it complains of kept in a
-//! file (a pipe that nobody reads would block it).
+//! Runs one of Postfix's own commands: bounded in time, with an empty environment, its complaints kept in a file
+//! (a pipe that nobody reads would block it, and one that its children keep open would block us).
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-
-/// Where Postfix's commands are: the distributions' $command_directory, then that of a build from source.
-const DIRECTORIES: [&str; 3] = ["/usr/sbin", "/usr/local/sbin", "/usr/bin"];
 
 const POLL: Duration = Duration::from_millis(5);
 
 /// How a command ended.
 #[derive(Debug)]
-pub(super) struct Output {
-    /// `None`: it was still running when its time was up, and was killed.
-    pub(super) success: Option<bool>,
-    /// The last line that says something.
-    pub(super) complaint: String,
+pub(super) enum Ended {
+    Well,
+    /// With the last line that it wrote to standard error.
+    Badly(String),
+    /// It was still running when its time was up, and was killed.
+    Never,
 }
 
-/// The path of a Postfix command, if this machine has it.
-pub(super) fn find(name: &str) -> Option<PathBuf> {
-    DIRECTORIES
-        .iter()
-        .map(|dir| Path::new(dir).join(name))
-        .find(|path| path.is_file())
-}
-
-/// Runs `program` for at most `limit`. `scratch` is a private directory for what it complains of.
+/// Runs `program` for at most `limit`. `scratch` is a private directory for what it prints.
 pub(super) fn run<A: AsRef<OsStr>>(
     program: &Path,
     args: impl IntoIterator<Item = A>,
     limit: Duration,
     scratch: &Path,
-) -> io::Result<Output> {
+) -> io::Result<Ended> {
     let stderr = scratch.join("stderr");
     let mut child = Command::new(program)
         .args(args)
@@ -62,21 +52,21 @@ pub(super) fn run<A: AsRef<OsStr>>(
         std::thread::sleep(POLL);
         waited += POLL;
     };
-    let complaint = String::from_utf8_lossy(&read_bounded(&stderr)?)
-        .lines()
-        .rfind(|line| !line.trim().is_empty())
-        .unwrap_or("no message")
-        .to_owned();
-    Ok(Output {
-        success: status.map(|status| status.success()),
-        complaint,
-    })
-}
-
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(4 << 20).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    match status {
+        None => Ok(Ended::Never),
+        Some(status) if status.success() => Ok(Ended::Well),
+        Some(_) => {
+            let mut bytes = Vec::new();
+            File::open(&stderr)?.take(64 << 10).read_to_end(&mut bytes)?;
+            let text = String::from_utf8_lossy(&bytes);
+            Ok(Ended::Badly(
+                text.lines()
+                    .rfind(|line| !line.trim().is_empty())
+                    .unwrap_or("no message")
+                    .to_owned(),
+            ))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -84,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_complaint_and_end() {
+    fn tells_how_it_ended() {
         let dir = tempfile::tempdir().unwrap();
         let sh = |script: &str, ms| {
             run(
@@ -95,10 +85,11 @@ mod tests {
             )
             .unwrap()
         };
-        let good = sh("echo out; echo one >&2; echo two >&2; echo >&2", 5000);
-        assert_eq!((good.success, good.complaint.as_str()), (Some(true), "two"));
-        assert_eq!(sh("exit 3", 5000).success, Some(false));
-        assert_eq!(sh("exec sleep 60", 50).success, None);
-        assert_eq!(sh("echo ${HOME-none} >&2", 5000).complaint, "none");
+        assert!(matches!(sh("test -z $HOME", 5000), Ended::Well));
+        assert!(matches!(sh("exec sleep 60", 50), Ended::Never));
+        let Ended::Badly(complaint) = sh("echo one >&2; echo two >&2; echo >&2; exit 3", 5000) else {
+            panic!()
+        };
+        assert_eq!(complaint, "two");
     }
 }

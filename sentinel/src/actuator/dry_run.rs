@@ -10,11 +10,11 @@ use super::signal::{Masters, System};
 use super::{ActError, ConfigDir, Target};
 use crate::clock::Now;
 use crate::postfix::edit;
+use crate::postfix::postconf::Postconf;
 
 /// An actuator that only reports. Needs no state directory and holds no lock.
 pub struct DryRun {
     masters: Box<dyn Masters>,
-    checker: Checker,
 }
 
 impl Default for DryRun {
@@ -26,10 +26,7 @@ impl Default for DryRun {
 impl DryRun {
     /// With other masters than this machine's.
     pub fn with(masters: Box<dyn Masters>) -> Self {
-        Self {
-            masters,
-            checker: Checker::at_hand(),
-        }
+        Self { masters }
     }
 
     /// Everything that a trip would ask before it writes; the entry says what it would have done.
@@ -45,7 +42,7 @@ impl DryRun {
                 path: dir.path().join(MASTER_CF),
                 source,
             })?;
-        self.checker.edited(dir.path(), &original.bytes, &candidate)?;
+        Checker(Postconf::find(&target.master.daemon_dir)).edited(dir.path(), &original.bytes, &candidate)?;
         Ok(HistoryEntry {
             reasons: reasons.to_vec(),
             outcome: Some(Outcome::DryRun),

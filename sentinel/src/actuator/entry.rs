@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
 use crate::controller::State;
-use crate::postfix::{Master, ServiceId};
+use crate::postfix::ServiceId;
 
 /// SHA-256 of the bytes of a master.cf, in lower-case hex.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,13 +84,6 @@ pub struct Intent {
     pub backup: Option<PathBuf>,
     pub master_pid: Option<i32>,
     pub master_start_time: Option<u64>,
-}
-
-impl Intent {
-    /// Whether this was meant for the master that `master` is, and not for one that has been restarted since.
-    pub fn is_for(&self, master: &Master) -> bool {
-        self.master_pid == Some(master.pid) && self.master_start_time == Some(master.start_time)
-    }
 }
 
 /// One line of `history --json`; DESIGN.md has the contract. Absent values are null.

@@ -13,7 +13,7 @@ use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, StatxAttributes, Statx
 use xattr::FileExt as _;
 
 use super::entry::{Digest, FileId};
-use super::lock::{LockError, try_flock};
+use super::lock::{LockError, PARTING, flock_within};
 
 pub(super) const MASTER_CF: &str = "master.cf";
 /// What postconf(1) calls its temporary file (Postfix src/util/edit_file.c, EDIT_FILE_SUFFIX).
@@ -123,7 +123,7 @@ impl ConfigDir {
 
     /// From here on no other sentinel edits this master.cf, as long as this handle lives.
     pub(super) fn claim(&self) -> Result<(), LockError> {
-        match try_flock(self.fd()) {
+        match flock_within(self.fd(), PARTING) {
             Ok(true) => Ok(()),
             Ok(false) => Err(LockError::Claimed {
                 config_dir: self.path.clone(),

@@ -7,8 +7,10 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
@@ -79,7 +81,7 @@ impl StateLock {
             .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(&path)
             .map_err(failed)?;
-        if !try_flock(&file).map_err(failed)? {
+        if !flock_within(&file, PARTING).map_err(failed)? {
             let mut text = String::new();
             // The pid is a help for the reader of the message, no more: the lock itself is the truth.
             let pid = file
@@ -104,12 +106,24 @@ impl StateLock {
     }
 }
 
-/// Locks `file` at once or not at all; `false` if somebody else has it.
-pub(super) fn try_flock(file: impl std::os::fd::AsFd) -> io::Result<bool> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-        Err(error) => Err(error.into()),
+/// How long a lock may be held by one that is on its way out: a daemon that is ending, or a child of ours, or of one
+/// that was killed, between fork and exec, which has all our files open for a moment.
+pub(super) const PARTING: Duration = Duration::from_millis(500);
+
+/// Locks `file` within `patience`; `false` if somebody else has it all that time.
+pub(super) fn flock_within(file: impl AsFd, patience: Duration) -> io::Result<bool> {
+    const POLL: Duration = Duration::from_millis(10);
+    let mut waited = Duration::ZERO;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) if waited < patience => {
+                std::thread::sleep(POLL);
+                waited += POLL;
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

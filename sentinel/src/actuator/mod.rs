@@ -5,9 +5,9 @@
 //! never undoes somebody else's work, never lets a file take master.cf's place that it has not checked, and never has
 //! a broken master.cf reloaded, whoever broke it.
 //!
-//! The way of a change: claim, look at the master, lock the draft ([`replace`]), read ([`file`]), make the candidate
-//! ([`crate::postfix::edit`]), check it ([`check`]), keep the old bytes ([`backup`]), journal the intent
-//! ([`journal`]), rename, look again, signal ([`signal`]). After that it is in flight until [`verify`] says that it
+//! The way of a change: claim, look at the master, lock the draft (`replace`), read (`file`), make the candidate
+//! ([`crate::postfix::edit`]), check it (`check`), keep the old bytes (`backup`), journal the intent
+//! (`journal`), rename, look again, signal (`signal`). After that it is in flight until `verify` says that it
 //! took. Everything blocks: some milliseconds as a rule, seconds when postconf(1) holds its lock.
 
 mod apply;
@@ -46,6 +46,7 @@ pub use signal::{Masters, ReloadError, ReloadMode, System};
 pub use steps::{Hook, Steps};
 pub use verify::{LIVES_FOR, NEW_WORKER_WITHIN, Progress, Verification};
 
+use crate::postfix::postconf::Postconf;
 use crate::postfix::{Master, ServiceId};
 
 /// History entries that could not be written are kept for the next attempt; more than this many are let go.
@@ -93,7 +94,8 @@ pub struct Actuator {
     journal: journal::Journal,
     mode: ReloadMode,
     masters: Box<dyn Masters>,
-    checker: check::Checker,
+    /// Where the postconf(1) of a master is.
+    postconf: fn(&Path) -> Option<Postconf>,
     steps: Steps,
     claimed: BTreeMap<PathBuf, Arc<ConfigDir>>,
     unwritten: VecDeque<(HistoryEntry, Vec<IntentId>)>,
@@ -120,7 +122,7 @@ impl Actuator {
             journal,
             mode,
             masters,
-            checker: check::Checker::at_hand(),
+            postconf: Postconf::find,
             steps,
             claimed: BTreeMap::new(),
             unwritten: VecDeque::new(),
@@ -160,6 +162,10 @@ impl Actuator {
         let dir = Arc::new(dir);
         self.claimed.insert(config_dir.to_owned(), Arc::clone(&dir));
         Ok(dir)
+    }
+
+    fn checker(&self, master: &Master) -> check::Checker {
+        check::Checker((self.postconf)(&master.daemon_dir))
     }
 
     /// A history entry, after those that could not be written earlier. The act that it tells of is done, and stays

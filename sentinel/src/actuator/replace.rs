@@ -29,7 +29,7 @@ use xattr::FileExt as _;
 
 use super::entry::FileId;
 use super::file::{ConfigDir, Content, FileError, MASTER_CF, MASTER_CF_TMP, SIZE_LIMIT, attributes, file_id};
-use super::lock::try_flock;
+use super::lock::{PARTING, flock_within};
 use super::steps::Steps;
 
 /// postconf(1) holds its lock for some milliseconds. Long enough for a slow disk, short enough for a tick.
@@ -73,8 +73,7 @@ impl<'d> Draft<'d> {
         let mut waited = Duration::ZERO;
         while waited < LOCK_WAIT {
             let temp = open_temp(dir)?;
-            if !try_flock(&temp).map_err(FileError::io("lock", path.clone()))? {
-                std::thread::sleep(LOCK_POLL);
+            if !flock_within(&temp, LOCK_POLL).map_err(FileError::io("lock", path.clone()))? {
                 waited += LOCK_POLL;
                 continue;
             }
@@ -227,7 +226,7 @@ pub(super) fn sweep(dir: &ConfigDir, dead_copy: &dyn Fn(&[u8]) -> bool) -> Resul
         return Ok(());
     }
     let temp = open_temp(dir)?;
-    if !try_flock(&temp).map_err(FileError::io("lock", path))? {
+    if !flock_within(&temp, PARTING).map_err(FileError::io("lock", path))? {
         return Ok(());
     }
     match standing(dir, &temp, dead_copy)? {

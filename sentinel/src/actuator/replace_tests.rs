@@ -176,7 +176,7 @@ fn a_lock_that_is_never_given_up_is_waited_for_and_named() {
     let home = home();
     let temp = File::create(home.path().join(MASTER_CF_TMP)).unwrap();
     temp.set_permissions(PermissionsExt::from_mode(0o600)).unwrap();
-    assert!(try_flock(&temp).unwrap());
+    assert!(flock_within(&temp, Duration::ZERO).unwrap());
     assert!(matches!(replace(home.path()), Err(FileError::Busy { .. })));
     sweep(&ConfigDir::open(home.path()).unwrap(), &|_| true).unwrap();
     assert!(home.path().join(MASTER_CF_TMP).exists());

@@ -194,12 +194,8 @@ impl Actuator {
             Err(error) => return Err(error),
         };
         self.sweep(&dir);
-        let running = self.masters.running(&[config_dir.to_owned()]);
-        let master = running.as_ref().ok().and_then(|masters| {
-            masters
-                .iter()
-                .find(|m| m.config_dir == config_dir || same_dir(&m.config_dir, config_dir))
-        });
+        let running = self.master_of(config_dir);
+        let master = running.as_ref().ok().and_then(Option::as_ref);
         let place = Place {
             instance,
             config_dir,
@@ -235,7 +231,7 @@ impl Actuator {
             return Told::NotRunning;
         };
         let told = dir.read_followed().map_err(ActError::from).and_then(|bytes| {
-            self.checker.reloadable(dir.path(), &bytes)?;
+            self.checker(master).reloadable(dir.path(), &bytes)?;
             self.tell(dir, master, &super::Digest::of(&bytes))
         });
         match told {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::command;
+use super::command::{self, Ended};
+use crate::postfix::postconf::Postconf;
 use crate::postfix::{Master, discovery};
 
 /// `postfix reload` runs `postsuper active` first, which is 50 to 400 ms and more with a long queue.
@@ -109,7 +110,9 @@ fn command(master: &Master) -> Result<(), ReloadError> {
     if !is_this(master) {
         return Err(gone(master));
     }
-    let program = command::find("postfix").ok_or(ReloadError::NoCommand)?;
+    // postfix(1) is beside postconf(1), and the same must hold for it: root's, and nobody else's to write.
+    let postconf = Postconf::find(&master.daemon_dir).ok_or(ReloadError::NoCommand)?;
+    let program = postconf.program().with_file_name("postfix");
     let refused = |complaint: String| ReloadError::Refused {
         config_dir: master.config_dir.clone(),
         complaint,
@@ -117,15 +120,14 @@ fn command(master: &Master) -> Result<(), ReloadError> {
     let scratch = tempfile::tempdir().map_err(|error| refused(error.to_string()))?;
     // With -c it is this one instance, also where multi_instance_directories is set (postfix-wrapper(5)).
     let args = ["-c".as_ref(), master.config_dir.as_os_str(), "reload".as_ref()];
-    let output = command::run(&program, args, COMMAND_LIMIT, scratch.path())
-        .map_err(|error| refused(error.to_string()))?;
-    match output.success {
-        Some(true) => Ok(()),
-        Some(false) => Err(refused(output.complaint)),
-        None => Err(ReloadError::Unknown {
+    match command::run(&program, args, COMMAND_LIMIT, scratch.path()) {
+        Ok(Ended::Well) => Ok(()),
+        Ok(Ended::Badly(complaint)) => Err(refused(complaint)),
+        Ok(Ended::Never) => Err(ReloadError::Unknown {
             config_dir: master.config_dir.clone(),
             limit_s: COMMAND_LIMIT.as_secs(),
         }),
+        Err(error) => Err(refused(error.to_string())),
     }
 }
 

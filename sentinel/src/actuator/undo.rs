@@ -1,16 +1,19 @@
 //! The way back: clear, and rollback of a trip that did not take. Takes our lines out of whatever master.cf is by
 //! now; the work of others in it stays.
 
+use std::path::Path;
+
 use serde_json::json;
 
 use super::apply::{Trail, duration_ms, gone, history};
 use super::entry::{Act, Action, Digest, FileId, HistoryEntry, Intent, IntentId, Outcome};
 use super::file::{ConfigDir, FileError, MASTER_CF};
 use super::replace::{CommitError, Draft};
-use super::{ActError, Actuator, InFlight, Place, Target, check};
+use super::signal::ReloadError;
+use super::{ActError, Actuator, InFlight, Place, Target, check, same_dir};
 use crate::clock::Now;
 use crate::postfix::endpoint::same_service;
-use crate::postfix::{ServiceId, edit};
+use crate::postfix::{Master, ServiceId, edit};
 
 /// What master.cf is after our lines were taken out, or found to be out already.
 pub(super) struct Taken {
@@ -63,18 +66,26 @@ impl Actuator {
                 service: target.service.clone(),
             });
         }
-        trail.others_edited = taken.file.is_some();
+        // Only the last of ours leaves what the first of them found.
+        let whole = |intent: &Intent| intent.act == Act::Edit && intent.sha256_before == taken.after;
+        trail.others_edited = taken.file.is_some()
+            || edit::ours(&taken.bytes).is_empty()
+                && !self.intents_of(&target.master.config_dir).iter().any(whole);
         trail.before = Some(taken.before);
         trail.after = Some(taken.after.clone());
         let ends: Vec<_> = open.iter().map(|intent| intent.id).chain(taken.intent).collect();
-        if !self.masters.alive(&target.master) {
+        let Some(master) = self.master_now(target)? else {
             // Whatever master starts next reads a file without our lines.
             trail.intents = ends;
             return Err(gone(target).into());
-        }
+        };
         // Not only when it is another file than the one that we wrote: others may have broken it long ago.
-        self.checker.reloadable(dir.path(), &taken.bytes)?;
-        let in_flight = self.announce(Act::Undo, &dir, target, &taken.after)?;
+        self.checker(&master).reloadable(dir.path(), &taken.bytes)?;
+        let target = Target {
+            master,
+            ..target.clone()
+        };
+        let in_flight = self.announce(Act::Undo, &dir, &target, &taken.after)?;
         trail.intents = ends;
         Ok(in_flight)
     }
@@ -122,15 +133,32 @@ impl Actuator {
         let dir = self.claim(&target.master.config_dir)?;
         let open = self.intents_about(target);
         let taken = self.take_back(&dir, target.place(), Some(&target.service), now)?;
-        let alive = self.masters.alive(&target.master);
-        if alive {
-            self.checker.reloadable(dir.path(), &taken.bytes)?;
-            self.announce(Act::Undo, &dir, target, &taken.after)?;
+        let master = self.master_now(target)?;
+        let told = master.is_some();
+        if let Some(master) = master {
+            self.checker(&master).reloadable(dir.path(), &taken.bytes)?;
+            self.tell(&dir, &master, &taken.after)?;
         }
         Ok((
             open.iter().map(|intent| intent.id).chain(taken.intent).collect(),
-            alive,
+            told,
         ))
+    }
+
+    /// The target's master, or the one that has taken its place since: it was started with our lines in the file.
+    fn master_now(&mut self, target: &Target) -> Result<Option<Master>, ReloadError> {
+        if self.masters.alive(&target.master) {
+            return Ok(Some(target.master.clone()));
+        }
+        self.master_of(&target.master.config_dir)
+    }
+
+    /// The master that runs on a configuration directory.
+    pub(super) fn master_of(&mut self, config_dir: &Path) -> Result<Option<Master>, ReloadError> {
+        let masters = self.masters.running(&[config_dir.to_owned()])?;
+        Ok(masters
+            .into_iter()
+            .find(|m| m.config_dir == config_dir || same_dir(&m.config_dir, config_dir)))
     }
 
     /// The open intents that are about this service and no other.

@@ -161,11 +161,17 @@ impl Hands {
     }
 
     pub(super) fn probe(&mut self, probe: &Probe, now: Now) {
-        let how = if probe.reason.is_empty() { "loaded, attached and tried" } else { &probe.reason };
+        let how = if probe.reason.is_empty() {
+            "loaded, attached and tried"
+        } else {
+            &probe.reason
+        };
         let sentence = format!("probe {}: {how}", probe.name);
         match probe.state {
             ProbeState::Ok => tracing::info!("{sentence}"),
-            ProbeState::Fallback | ProbeState::Unsupported | ProbeState::Broken => tracing::warn!("{sentence}"),
+            ProbeState::Fallback | ProbeState::Unsupported | ProbeState::Broken => {
+                tracing::warn!("{sentence}")
+            }
         }
         self.actuator.record(HistoryEntry {
             reasons: vec![sentence],

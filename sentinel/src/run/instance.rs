@@ -156,7 +156,9 @@ impl Instance {
             .map_err(|error| error.to_string())
             .and_then(|bytes| {
                 let settings = Settings::of(&self.master.config_dir, &self.master.daemon_dir);
-                settings.map(|settings| (bytes, settings)).map_err(|error| error.to_string())
+                settings
+                    .map(|settings| (bytes, settings))
+                    .map_err(|error| error.to_string())
             });
         let (bytes, settings) = match read {
             Ok(read) => read,

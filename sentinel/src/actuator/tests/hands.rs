@@ -1,0 +1,274 @@
+//! Other hands on master.cf, and another sentinel beside us.
+
+use std::os::unix::fs::symlink;
+
+use super::*;
+
+#[test]
+fn others_work_stays() {
+    let bench = Bench::new();
+    bench
+        .actuator()
+        .trip(&bench.target(), &why(), clock::now())
+        .unwrap();
+    bench.reloads();
+    let theirs = b"relay     unix  -       -       y       -       -       smtp\n";
+    std::fs::write(bench.file(), [bench.bytes().as_slice(), theirs].concat()).unwrap();
+    let report = bench.restore();
+    assert!(matches!(
+        report.items[..],
+        [Restored {
+            found: Found::OthersWorkKept,
+            told: Told::Once,
+            ..
+        }]
+    ));
+    assert!(report.items[0].to_string().contains("those changes stay"));
+    assert_eq!(bench.bytes(), [ORIGINAL.as_bytes(), theirs].concat());
+    assert!(
+        bench
+            .restore()
+            .items
+            .iter()
+            .all(|item| matches!(item.found, Found::Nothing))
+    );
+}
+
+#[test]
+fn the_journal_is_lost() {
+    let bench = Bench::new();
+    bench
+        .actuator()
+        .trip(&bench.target(), &why(), clock::now())
+        .unwrap();
+    bench.reloads();
+    std::fs::remove_dir_all(bench.state()).unwrap();
+    let report = bench.restore();
+    assert!(matches!(
+        report.items[..],
+        [Restored {
+            found: Found::NotComparable,
+            told: Told::Once,
+            ..
+        }]
+    ));
+    bench.assert_original("without a journal");
+}
+
+/// The admin puts a file of his own there: it stays, the intent is settled, and the master, which may still run with
+/// our setting, reads it once.
+#[test]
+fn replaced_by_the_admin() {
+    let bench = Bench::new();
+    bench
+        .actuator()
+        .trip(&bench.target(), &why(), clock::now())
+        .unwrap();
+    bench.reloads();
+    let theirs = b"smtp inet n - y - 50 smtpd\n";
+    std::fs::remove_file(bench.file()).unwrap();
+    std::fs::write(bench.file(), theirs).unwrap();
+    let report = bench.restore();
+    assert!(matches!(
+        report.items[..],
+        [Restored {
+            found: Found::AlreadyOut,
+            told: Told::Once,
+            ..
+        }]
+    ));
+    assert_eq!(bench.bytes(), theirs);
+    assert!(matches!(bench.restore().items[0].found, Found::Nothing));
+    assert_eq!(bench.reloads().len(), 1);
+}
+
+/// Broken by somebody else while we are in charge: our lines go, and the master, which would die of it, is not told
+/// until it is whole again.
+#[test]
+fn broken_by_somebody_else() {
+    let bench = Bench::new();
+    let mut actuator = bench.actuator();
+    actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
+    bench.reloads();
+    let broken = [bench.bytes().as_slice(), b"relay unix\n"].concat();
+    std::fs::write(bench.file(), &broken).unwrap();
+    let error = actuator.clear(&bench.target(), &why(), clock::now()).unwrap_err();
+    assert!(error.to_string().contains("would stop Postfix"), "{error}");
+    assert_eq!(bench.bytes(), [ORIGINAL, "relay unix\n"].concat().into_bytes());
+    assert!(!actuator.restore(&[], clock::now()).complete());
+    assert!(bench.reloads().is_empty());
+    std::fs::write(bench.file(), ORIGINAL).unwrap();
+    assert!(actuator.restore(&[], clock::now()).complete());
+    assert_eq!(bench.reloads(), [ORIGINAL.as_bytes()]);
+    drop(actuator);
+    bench.assert_original("mended");
+}
+
+/// Somebody breaks it between our rename and our signal.
+#[test]
+fn broken_just_before_the_signal() {
+    let bench = Bench::new();
+    let file = bench.file();
+    let steps = Steps::hooked(Box::new(move |name| {
+        if name == "look again" {
+            let now = std::fs::read(&file)?;
+            std::fs::write(&file, [now.as_slice(), b"relay unix\n"].concat())?;
+        }
+        Ok(())
+    }));
+    bench
+        .actuator_with(steps)
+        .trip(&bench.target(), &why(), clock::now())
+        .unwrap_err();
+    assert!(bench.reloads().is_empty());
+    assert_eq!(bench.bytes(), [ORIGINAL, "relay unix\n"].concat().into_bytes());
+}
+
+#[test]
+fn changed_while_we_were_at_it() {
+    let bench = Bench::new();
+    let file = bench.file();
+    let steps = Steps::hooked(Box::new(move |name| match name {
+        "recheck" => std::fs::write(&file, "smtp inet n - y - 7 smtpd\n"),
+        _ => Ok(()),
+    }));
+    let error = bench
+        .actuator_with(steps)
+        .trip(&bench.target(), &why(), clock::now())
+        .unwrap_err();
+    assert!(matches!(error, ActError::File(FileError::Changed(_))), "{error}");
+    assert_eq!(bench.bytes(), b"smtp inet n - y - 7 smtpd\n");
+    assert!(bench.reloads().is_empty());
+}
+
+#[test]
+fn an_admins_own_stress_is_refused() {
+    let bench = Bench::with(b"smtp inet n - y - - smtpd -o stress=\n");
+    bench
+        .actuator()
+        .trip(&bench.target(), &why(), clock::now())
+        .unwrap_err();
+    assert_eq!(bench.bytes(), b"smtp inet n - y - - smtpd -o stress=\n");
+    assert_eq!(bench.history().pop().unwrap().outcome, Some(Outcome::Refused));
+}
+
+#[test]
+fn clear_without_a_trip_is_refused_and_after_the_admins_removal_tells_the_master() {
+    let bench = Bench::new();
+    let mut actuator = bench.actuator();
+    let error = actuator.clear(&bench.target(), &why(), clock::now()).unwrap_err();
+    assert!(matches!(error, ActError::NothingOfOurs { .. }));
+    actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
+    bench.reloads();
+    std::fs::write(bench.file(), ORIGINAL).unwrap();
+    actuator.clear(&bench.target(), &why(), clock::now()).unwrap();
+    drop(actuator);
+    assert_eq!(bench.reloads(), [ORIGINAL.as_bytes()]);
+    bench.assert_original("removed by hand");
+}
+
+#[test]
+fn what_must_not_be_replaced_is_not() {
+    type Spoil = fn(&Bench);
+    let cases: [(&str, Spoil); 5] = [
+        ("symbolic link", |bench| {
+            std::fs::rename(bench.file(), bench.dir().join("real")).unwrap();
+            symlink("real", bench.file()).unwrap();
+        }),
+        ("hard links", |bench| {
+            std::fs::hard_link(bench.file(), bench.dir().join("other")).unwrap()
+        }),
+        ("regular file", |bench| {
+            std::fs::remove_file(bench.file()).unwrap();
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(rustix::fs::CWD, bench.file(), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        }),
+        ("regular file", |bench| {
+            std::fs::remove_file(bench.file()).unwrap();
+            std::fs::create_dir(bench.file()).unwrap();
+        }),
+        ("too large", |bench| {
+            std::fs::write(
+                bench.file(),
+                vec![b'#'; usize::try_from(file::SIZE_LIMIT).unwrap() + 1],
+            )
+            .unwrap();
+        }),
+    ];
+    for (words, spoil) in cases {
+        let bench = Bench::new();
+        spoil(&bench);
+        let before = std::fs::symlink_metadata(bench.file()).unwrap();
+        let error = bench
+            .actuator()
+            .trip(&bench.target(), &why(), clock::now())
+            .unwrap_err();
+        assert!(error.to_string().contains(words), "{words}: {error}");
+        let after = std::fs::symlink_metadata(bench.file()).unwrap();
+        assert_eq!(
+            (before.ino(), before.ctime_nsec()),
+            (after.ino(), after.ctime_nsec()),
+            "{words}"
+        );
+        assert!(bench.reloads().is_empty());
+    }
+}
+
+/// Moved behind a link while stressed: we do not write through it, and say so, as long as our lines are in there.
+#[test]
+fn made_a_link_while_stressed() {
+    let bench = Bench::new();
+    bench
+        .actuator()
+        .trip(&bench.target(), &why(), clock::now())
+        .unwrap();
+    bench.reloads();
+    std::fs::rename(bench.file(), bench.dir().join("real")).unwrap();
+    symlink("real", bench.file()).unwrap();
+    assert!(!bench.restore().complete());
+    assert!(bench.reloads().is_empty());
+    std::fs::write(bench.dir().join("real"), ORIGINAL).unwrap();
+    let report = bench.restore();
+    assert!(report.complete(), "{report:?}");
+    assert_eq!(bench.reloads(), [ORIGINAL.as_bytes()]);
+}
+
+#[test]
+fn a_file_that_is_missing_is_not_reloaded() {
+    let bench = Bench::new();
+    bench
+        .actuator()
+        .trip(&bench.target(), &why(), clock::now())
+        .unwrap();
+    bench.reloads();
+    std::fs::remove_file(bench.file()).unwrap();
+    assert!(!bench.restore().complete());
+    assert!(bench.reloads().is_empty());
+    std::fs::write(bench.file(), ORIGINAL).unwrap();
+    assert!(bench.restore().complete());
+    assert_eq!(bench.reloads().len(), 1);
+}
+
+#[test]
+fn a_second_sentinel_is_refused() {
+    let bench = Bench::new();
+    let first = bench.actuator();
+    let error = restore(&bench.state(), &[], ReloadMode::Signal, clock::now()).unwrap_err();
+    assert!(error.to_string().contains("stop the daemon first"), "{error}");
+    drop(first);
+
+    let mut first = bench.actuator();
+    first.claim(bench.dir()).unwrap();
+    let elsewhere = bench.home.path().join("other-state");
+    let masters = Box::new(bench.paper.clone());
+    let mut second = Actuator::open_with(&elsewhere, ReloadMode::Signal, masters, Steps::default()).unwrap();
+    let error = second.trip(&bench.target(), &why(), clock::now()).unwrap_err();
+    assert!(
+        matches!(error, ActError::Lock(LockError::Claimed { .. })),
+        "{error}"
+    );
+    first.trip(&bench.target(), &why(), clock::now()).unwrap();
+    let report = second.restore(&[bench.dir().to_owned()], clock::now());
+    assert!(!report.complete());
+    assert_eq!(edit::ours(&bench.bytes()), [id("smtp")]);
+}
