@@ -11,17 +11,22 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-/// A configuration of its own, so that neither /etc nor another test matters.
+/// A configuration of its own, so that neither /etc nor another test matters, and with a Postfix that is not there: a
+/// test that ran with every Postfix of the machine in its hands would act on it.
 struct Place {
     dir: TempDir,
     config: PathBuf,
 }
 
+const NOBODY: &str = "[discovery]\nconfig_dirs = [\"/nonexistent/postfix\"]\n";
+
 fn place(extra: &str) -> Place {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.toml");
     let base = dir.path().display();
-    let text = format!("[paths]\nstate_dir = \"{base}/state\"\nruntime_dir = \"{base}/run\"\n{extra}");
+    let nobody = if extra.contains("[discovery]") { "" } else { NOBODY };
+    let text =
+        format!("[paths]\nstate_dir = \"{base}/state\"\nruntime_dir = \"{base}/run\"\n{extra}{nobody}");
     std::fs::write(&config, text).unwrap();
     Place { dir, config }
 }

@@ -18,7 +18,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     #[error(
-        "another smtp-sentinel{} holds {}: stop the daemon first, or let it give back by itself",
+        "smtp-sentinel is already running{} with state directory {}: stop the daemon first, or let it give back by itself",
         holder(.pid),
         .state_dir.display()
     )]

@@ -33,7 +33,10 @@ fn log_to_stderr() {
         .with_writer(std::io::stderr)
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false);
+        .with_target(false)
+        // Standard error that is closed must not end a daemon that has an edit to give back: the complaint about a
+        // failed write would itself go there, and panic.
+        .log_internal_errors(false);
     // systemd sets it for a service whose standard error goes to the journal (systemd.exec(5)).
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         builder.without_time().init();

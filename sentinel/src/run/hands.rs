@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::actuator::{
-    ActError, Actuator, DryRun, HistoryEntry, InFlight, Kind, Outcome, RestoreReport, Target,
+    ActError, Actuator, DryRun, Found, HistoryEntry, InFlight, Kind, Outcome, RestoreReport, Target, Told,
 };
 use crate::clock::Now;
 use crate::controller::{State, Transition};
@@ -109,8 +109,16 @@ impl Hands {
     /// Gives back whatever of ours is in these files, and in those that the journal names.
     pub(super) fn restore(&mut self, config_dirs: &[std::path::PathBuf], now: Now) -> RestoreReport {
         let report = self.actuator.restore(config_dirs, now);
-        for restored in &report.items {
-            tracing::info!("{restored}");
+        for restored in report
+            .items
+            .iter()
+            .filter(|restored| !matches!(restored.found, Found::Nothing))
+        {
+            tracing::warn!("{restored}");
+            if matches!(restored.told, Told::Once) {
+                self.board
+                    .count_reload(&restored.config_dir.display().to_string(), ReloadResult::Done);
+            }
         }
         report
     }

@@ -1,6 +1,6 @@
 //! The daemon: wires the rooms together, ticks, and stops in good order.
 //!
-//! Two threads: this one runs the [`engine`], which may block on an act; the other one the [`front`], which must not
+//! Two threads: this one runs the engine, which may block on an act; the other one the front, which must not
 //! keep a scrape waiting.
 
 mod engine;
