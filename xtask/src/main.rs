@@ -1,6 +1,7 @@
 //! `cargo xtask`: set-up, build, test and demo. It orders other tools about and knows nothing of the daemon's insides.
 
 mod demo;
+mod kernels;
 mod packages;
 mod setup;
 mod shell;
@@ -39,6 +40,12 @@ enum Task {
         #[arg(long)]
         filter: Option<String>,
     },
+    /// Boot Debian's kernels in qemu, play the probes' scenarios on each, and write down what runs where
+    Kernels {
+        /// Only these: 5.10, 6.1, 6.12, 7, oldest, newest; the table in the docs stays as it is then
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+    },
     /// Set up, then show the main job: calm, flood, trip, clear, on a real Postfix in network namespaces
     Demo,
 }
@@ -49,6 +56,7 @@ fn main() -> ExitCode {
         Task::Setup { check: false } => setup::run(),
         Task::Build { release } => build(release),
         Task::Test { filter } => test::run(filter.as_deref()),
+        Task::Kernels { only } => kernels::run(&only),
         Task::Demo => demo::run(),
     };
     match done {
