@@ -33,7 +33,8 @@ pub struct Counters {
     pub transitions: BTreeMap<(String, String, State), u64>,
     /// By instance.
     pub reloads: BTreeMap<(String, ReloadResult), u64>,
-    /// By instance: ListenOverflows of its network namespace, since that began. Absent while not known.
+    /// By instance: ListenOverflows of its network namespace, since that began. Absent while not known, and where the
+    /// probes count by listener.
     pub accept_overflows: BTreeMap<String, u64>,
 }
 
@@ -97,7 +98,8 @@ impl Board {
             .or_insert(0) += 1;
     }
 
-    /// Says what ListenOverflows of the network namespace of `instance` stands at; `None` when that cannot be read.
+    /// Says what ListenOverflows of the network namespace of `instance` stands at; `None` when that cannot be read, or
+    /// is not wanted because the listeners have counts of their own.
     pub fn set_accept_overflows(&self, instance: &str, total: Option<u64>) {
         let overflows = &mut self.lock().counters.accept_overflows;
         match total {

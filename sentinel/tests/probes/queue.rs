@@ -2,15 +2,13 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
-use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 
-use nix::sched::{CloneFlags, unshare};
 use smtp_sentinel::signals::AcceptQueue;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::harness::{Server, connect, greet, probes, read, read_when, reset};
+use crate::harness::{Server, connect, enter_own_netns, fact, greet, probes, read, read_when, reset};
 use smtp_sentinel::probes::ListenerReading;
 
 #[test]
@@ -30,6 +28,7 @@ fn ten_queued_connections_are_a_high_water_mark_of_ten() {
         })
     );
     assert_eq!(server.queues_by_ss(), [(10, 16)]);
+    fact("accept queue, depth of limit", "10 of 16", "10 of 16");
 
     let accepted: Vec<TcpStream> = (0..10).map(|_| server.accept()).collect();
     let last = server.connect();
@@ -108,6 +107,7 @@ fn connections_on_all_cpus_are_counted_once_each() {
     });
     assert_eq!(reading.queue.unwrap().high_water, 400);
     assert_eq!(server.queues_by_ss()[0].0, 400);
+    fact("high water of 4 x 100 connections at once", 400, 400);
 }
 
 #[test]
@@ -215,14 +215,7 @@ fn a_listener_in_another_network_namespace_is_told_apart() {
     let (to_test, from_thread) = mpsc::channel();
     let (to_thread, from_test) = mpsc::channel::<()>();
     let thread = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        assert!(
-            Command::new("ip")
-                .args(["link", "set", "lo", "up"])
-                .status()
-                .unwrap()
-                .success()
-        );
+        enter_own_netns();
         let there = Server::at((Ipv4Addr::LOCALHOST, port).into(), 16, Protocol::TCP);
         to_test.send(there.id).unwrap();
         from_test.recv().unwrap();
