@@ -245,7 +245,7 @@ const PROBES: [&str; 5] = ["state", "greeting", "depth", "log", "overflow"];
 const FACTS: [&str; 15] = [
     "accept queue, depth of limit",
     "high water of 4 x 100 connections at once",
-    "greeting latency, sum of 7 in ms",
+    "greeting latency in ms, sum of 7",
     "dropped SYNs, IPv4, fentry",
     "dropped SYNs, IPv4, kprobes",
     "dropped SYNs, IPv6, fentry",

@@ -65,7 +65,7 @@ fn agrees_with_the_clients_clock() {
         total_ms += probe_ms;
     }
     fact(
-        "greeting latency, sum of 7 in ms",
+        "greeting latency in ms, sum of 7",
         total_ms.round(),
         client_total_ms.round(),
     );

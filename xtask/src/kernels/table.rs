@@ -67,7 +67,8 @@ fn probe_cell(report: &Report, probe: &str) -> String {
 
 /// The two numbers were compared in the guest; here they are for people.
 fn fact_cell(fact: &Fact) -> String {
-    format!("{} of {}", fact.ours, fact.kernel)
+    let sign = if fact.ours == fact.kernel { "=" } else { "/" };
+    format!("{} {sign} {}", fact.ours, fact.kernel)
 }
 
 fn scenario_cell(run: &Run, scenario: &str) -> String {
@@ -106,7 +107,7 @@ mod tests {
         let table = render(&[run(0), run(1)]);
         assert!(table.starts_with("| kernel | 5.10.0-32-amd64 | 5.10.0-32-amd64 |\n| --- | --- | --- |\n"));
         assert!(table.contains("| probe overflow | no: netstat | no: netstat |"));
-        assert!(table.contains("| depth | 10 of 10 | 10 of 10 |"));
+        assert!(table.contains("| depth | 10 = 10 | 10 = 10 |"));
         assert!(table.contains("| queue: two | **NO** | **NO** |"));
     }
 
