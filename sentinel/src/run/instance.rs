@@ -20,8 +20,8 @@ use crate::postfix::services::{WatchedService, watched};
 use crate::postfix::{Master, ServiceId, discovery, edit, locks};
 use crate::probes::ListenerReading;
 use crate::signals::service::{ListenerLook, Look, Slots};
-use crate::signals::sock_diag::{ListenSocket, SockDiag, owner};
 use crate::signals::{ListenerId, Reading};
+use crate::sock_diag::{ListenSocket, SockDiag, owner};
 
 /// How often the configuration files are looked at for changes of other hands.
 const CONFIGURATION_EVERY: Duration = Duration::from_secs(1);
@@ -297,7 +297,7 @@ impl Instance {
         sockets: &Result<Listening, String>,
         ours: &[ListenSocket],
         now: Instant,
-    ) -> Reading<Vec<crate::signals::sock_diag::Connection>> {
+    ) -> Reading<Vec<crate::sock_diag::Connection>> {
         let (Ok(listening), Ok(diag)) = (sockets, self.sockets.as_mut()) else {
             return Reading::unavailable("sock_diag is not available");
         };

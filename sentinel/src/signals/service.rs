@@ -6,11 +6,11 @@
 use std::time::{Duration, Instant};
 
 use super::connections::holders;
-use super::sock_diag::{Connection, ListenSocket};
 use super::window::{Peak, Window};
 use super::{AcceptQueue, GreetingLatency, Holders, ListenerId, ProcessLimit, Reading, Sample};
 use crate::postfix::processes::Smtpd;
 use crate::probes::{ListenerReading, quantile_ms};
+use crate::sock_diag::{Connection, ListenSocket};
 
 /// The rate of early disconnects is taken over this long.
 const EARLY_OVER: Duration = Duration::from_secs(5);
