@@ -323,7 +323,7 @@ pub fn owner(listeners: &[SocketAddr], local: SocketAddr) -> Option<SocketAddr> 
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -376,7 +376,7 @@ mod tests {
         };
         assert!(!matches!(diag.destroy(&other), Ok(true)));
         assert!(diag.destroy(&connection).unwrap());
-        let error = std::io::Read::read(&mut client, &mut [0; 8]).unwrap_err();
+        let error = client.read(&mut [0; 8]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         assert!(!diag.destroy(&connection).unwrap());
         drop(served);

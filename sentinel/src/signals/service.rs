@@ -70,7 +70,7 @@ impl Default for ServiceSignals {
 
 impl ServiceSignals {
     /// Makes the sample of this look.
-    pub fn sample(&mut self, look: &Look) -> Sample {
+    pub fn sample(&mut self, look: &Look, held_without_stress: Reading<f64>) -> Sample {
         let at = look.at;
         let (busy, holders) = slots(look);
         Sample {
@@ -86,6 +86,7 @@ impl ServiceSignals {
             early_disconnects_per_s: self.early_rate(look),
             greeting: self.greeting(look),
             native_stress: native_stress(look),
+            held_without_stress,
         }
     }
 
