@@ -15,7 +15,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 
-use self::engine::{Engine, TICK};
+use self::engine::Engine;
 use self::front::Front;
 use self::hands::Hands;
 use crate::actuator::{ActError, Actuator, ReloadMode};
@@ -81,7 +81,7 @@ fn run(engine: &mut Engine, stopped: &Receiver<&'static str>) -> &'static str {
         let began = clock::now();
         engine.tick(began);
         let took = clock::now().mono.saturating_duration_since(began.mono);
-        match stopped.recv_timeout(TICK.saturating_sub(took)) {
+        match stopped.recv_timeout(engine.pace().saturating_sub(took)) {
             Ok(signal) => return signal,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return "the front has ended",
