@@ -15,5 +15,7 @@ pub mod metrics;
 pub mod postfix;
 pub mod probes;
 pub mod run;
+pub mod shed;
 pub mod signals;
+pub mod sock_diag;
 pub mod status;
