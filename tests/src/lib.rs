@@ -18,9 +18,12 @@ mod load;
 pub mod master_cf;
 pub mod metrics;
 pub mod netns;
+pub mod packets;
 pub mod postfix;
 pub mod senders;
 pub mod sentinel;
 pub mod sockets;
+pub mod stand_in;
+pub mod usage;
 
 pub use lab::{Builder, Lab};
