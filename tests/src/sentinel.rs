@@ -326,12 +326,26 @@ impl Daemon<'_> {
         patience: Duration,
         wanted: impl Fn(&Service) -> bool,
     ) -> Result<Service> {
+        self.wait_service_named("smtp/inet", what, patience, wanted)
+    }
+
+    /// The same for any service.
+    ///
+    /// # Errors
+    /// As [`Self::wait_service`].
+    pub fn wait_service_named(
+        &self,
+        label: &str,
+        what: &str,
+        patience: Duration,
+        wanted: impl Fn(&Service) -> bool,
+    ) -> Result<Service> {
         let mut last = None;
         let found = wait_for(what, patience, || {
-            last = self.find_service("smtp/inet")?;
+            last = self.find_service(label)?;
             Ok(last.clone().filter(&wanted))
         });
-        found.with_context(|| format!("last status of smtp/inet: {last:#?}"))
+        found.with_context(|| format!("last status of {label}: {last:#?}"))
     }
 
     /// /metrics, read.

@@ -223,7 +223,7 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         return false;
     };
     for (index, found) in found.into_iter().enumerate() {
-        let look = instance.combine(index, found, probed, now.mono);
+        let look = found.combine(&instance.services[index].watched, instance.master.netns, probed);
         instance.services[index].see(look);
         decide(instance, index, hands, now);
         shed(instance, index, hands, config, now);

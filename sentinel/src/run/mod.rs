@@ -4,6 +4,7 @@
 //! keep a scrape waiting.
 
 mod engine;
+mod eyes;
 mod front;
 mod hands;
 mod instance;

@@ -63,8 +63,18 @@ fn idle() -> Result<Vec<Figure>> {
     let (share, after) = cpu_share(&daemon)?;
     Ok(vec![
         figure("CPU, idle", share * 100.0, "% of a core", Some(0.2)),
-        figure("resident memory, idle", mib(after.resident_bytes), "MiB", Some(20.0)),
-        figure("memory of the BPF maps, in the kernel", mib(map_bytes(daemon.pid())?), "MiB", None),
+        figure(
+            "resident memory, idle",
+            mib(after.resident_bytes),
+            "MiB",
+            Some(20.0),
+        ),
+        figure(
+            "memory of the BPF maps, in the kernel",
+            mib(map_bytes(daemon.pid())?),
+            "MiB",
+            None,
+        ),
     ])
 }
 
@@ -83,7 +93,11 @@ fn busy() -> Result<Vec<Figure>> {
     };
     let programs = Programs::install(base.path())?;
     let postfix = StandIn::start(&server, &programs, base.path(), &role)?;
-    let sentinel = Sentinel::install_for(base.path(), &[postfix.config_dir().to_owned()], &Settings::default())?;
+    let sentinel = Sentinel::install_for(
+        base.path(),
+        &[postfix.config_dir().to_owned()],
+        &Settings::default(),
+    )?;
     let daemon = sentinel.start()?;
     wait_until("the listener to be watched", SETTLE, || {
         Ok(daemon.metrics()?.sum(CONNECTIONS, &[]).is_some())
@@ -119,12 +133,22 @@ fn busy() -> Result<Vec<Figure>> {
     Ok(vec![
         figure("sessions served", rate, "a second", None),
         figure("CPU at that rate", share * 100.0, "% of a core", Some(5.0)),
-        figure("resident memory at that rate", mib(after.resident_bytes), "MiB", None),
+        figure(
+            "resident memory at that rate",
+            mib(after.resident_bytes),
+            "MiB",
+            None,
+        ),
         figure("BPF runs a connection, probe `state`", state.0, "", None),
         figure("BPF runs a connection, probe `greeting`", greeting.0, "", None),
         figure("BPF time a connection, probe `state`", state.1, "ns", None),
         figure("BPF time a connection, probe `greeting`", greeting.1, "ns", None),
-        figure("BPF time a connection, both", state.1 + greeting.1, "ns", Some(1500.0)),
+        figure(
+            "BPF time a connection, both",
+            state.1 + greeting.1,
+            "ns",
+            Some(1500.0),
+        ),
     ])
 }
 
@@ -168,7 +192,9 @@ fn fdinfo(pid: u32, name: &str) -> Result<Vec<u64>> {
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
         // A descriptor may be closed meanwhile.
         let text = fs::read_to_string(entry?.path()).unwrap_or_default();
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         found.extend(value.and_then(|value| value.trim().parse::<u64>().ok()));
     }
     Ok(found)
@@ -179,7 +205,10 @@ fn map_bytes(pid: u32) -> Result<u64> {
     let mut sum = 0;
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
         let text = fs::read_to_string(entry?.path()).unwrap_or_default();
-        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        let field = |name: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
+        };
         if field("map_id:").is_some() {
             sum += field("memlock:").unwrap_or(0);
         }
@@ -201,7 +230,10 @@ fn mib(bytes: u64) -> f64 {
 }
 
 fn table(figures: &[Figure]) -> Result<String> {
-    let mut text = format!("{}\n\n| figure | measured | at most | holds |\n|---|---|---|---|\n", machine()?);
+    let mut text = format!(
+        "{}\n\n| figure | measured | at most | holds |\n|---|---|---|---|\n",
+        machine()?
+    );
     for Figure {
         name,
         measured,
@@ -209,9 +241,18 @@ fn table(figures: &[Figure]) -> Result<String> {
         bound,
     } in figures
     {
-        let number = |value: f64| if value < 10.0 { format!("{value:.2}") } else { format!("{value:.0}") };
+        let number = |value: f64| {
+            if value < 10.0 {
+                format!("{value:.2}")
+            } else {
+                format!("{value:.0}")
+            }
+        };
         let (most, holds) = match bound {
-            Some(bound) => (format!("{bound} {unit}"), if measured <= bound { "yes" } else { "**no**" }),
+            Some(bound) => (
+                format!("{bound} {unit}"),
+                if measured <= bound { "yes" } else { "**no**" },
+            ),
             None => (String::new(), ""),
         };
         text += &format!("| {name} | {} {unit} | {most} | {holds} |\n", number(*measured));
@@ -222,7 +263,9 @@ fn table(figures: &[Figure]) -> Result<String> {
 /// Without its name, which says nothing.
 fn machine() -> Result<String> {
     let processors = fs::read_to_string("/proc/cpuinfo")?;
-    let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = processors
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let count = std::thread::available_parallelism()?;
     let load = fs::read_to_string("/proc/loadavg")?;
@@ -239,7 +282,9 @@ const END: &str = "<!-- written by cargo xtask bench --cost: end -->";
 
 fn put_between_markers(path: &Path, table: &str) -> Result<()> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let parts = text
+        .split_once(BEGIN)
+        .and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
     let (before, after) = parts.with_context(|| format!("{} has lost its markers", path.display()))?;
     Ok(fs::write(path, format!("{before}{BEGIN}\n{table}{END}{after}"))?)
 }
