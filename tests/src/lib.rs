@@ -11,6 +11,7 @@
 //! free one that a daemon serves its metrics on. Everything ends with the process that made it, however that process ends.
 
 pub mod attackers;
+pub mod bench;
 pub mod client;
 pub mod clock;
 mod lab;

@@ -147,6 +147,23 @@ impl Sentinel {
         Ok(sentinel)
     }
 
+    /// What the daemon has against a configuration, in its own words; `None` when it takes it.
+    ///
+    /// # Errors
+    /// The program is not built, or cannot be run.
+    pub fn refusal_of(configuration: &str) -> Result<Option<String>> {
+        /// sysexits.h, EX_CONFIG.
+        const BAD_CONFIGURATION: i32 = 78;
+        let mut file = tempfile::NamedTempFile::new()?;
+        file.write_all(configuration.as_bytes())?;
+        let output = Command::new(program()?)
+            .args(["check", "--config"])
+            .arg(file.path())
+            .output()?;
+        let words = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Ok((output.status.code() == Some(BAD_CONFIGURATION)).then(words))
+    }
+
     pub fn program(&self) -> &Path {
         &self.program
     }
