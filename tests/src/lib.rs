@@ -13,6 +13,8 @@
 pub mod attackers;
 pub mod client;
 pub mod clock;
+pub mod debian;
+pub mod judge;
 mod lab;
 mod load;
 pub mod master_cf;
