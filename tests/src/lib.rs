@@ -14,6 +14,8 @@ pub mod attackers;
 pub mod bench;
 pub mod client;
 pub mod clock;
+pub mod debian;
+pub mod judge;
 mod lab;
 mod load;
 pub mod master_cf;
