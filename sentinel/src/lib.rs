@@ -18,5 +18,7 @@ pub mod postfix;
 pub mod privileges;
 pub mod probes;
 pub mod run;
+pub mod shed;
 pub mod signals;
+pub mod sock_diag;
 pub mod status;

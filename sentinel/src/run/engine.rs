@@ -220,6 +220,7 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         let look = instance.combine(index, found, probed, now.mono);
         instance.services[index].see(look);
         decide(instance, index, hands, now);
+        shed(instance, index, hands, config, now);
     }
     verify(instance, hands, true, now);
     true
@@ -321,6 +322,36 @@ fn carry_out(
     }
     if let Some(change) = service.controller.settle(now.mono, act, done, reasons) {
         hands.transition(&instance.id, &id, change, now);
+    }
+}
+
+/// While the service is stressed: closes what breaks the limits of stress mode.
+fn shed(instance: &mut Instance, index: usize, hands: &mut Hands, config: &Config, now: Now) {
+    let permitted = config.act.shed && hands.mode() == Mode::Enforce;
+    let id = instance.id.clone();
+    let Some((service, sockets)) = instance.service_and_sockets(index) else {
+        return;
+    };
+    if permitted && service.watched.actionable.is_ok() && service.stressed() {
+        let (Some(seen), Some(situation)) = (&service.seen, service.situation()) else {
+            return;
+        };
+        for offender in service
+            .shedding
+            .offenders(&seen.connections, situation, config.act.min_patience)
+        {
+            if hands.close(&id, &service.watched.id, sockets, &offender) {
+                service.shedding.closed(now.mono, &offender);
+            }
+        }
+    }
+    let tally = if service.stressed() {
+        service.shedding.due(now.mono)
+    } else {
+        service.shedding.rest()
+    };
+    if let Some(tally) = tally {
+        hands.shed(&id, &service.watched.id, tally, now);
     }
 }
 

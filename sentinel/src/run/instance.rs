@@ -15,13 +15,14 @@ use crate::controller::Budget;
 use crate::postfix::endpoint::same_service;
 use crate::postfix::main_cf::Settings;
 use crate::postfix::master_cf::MasterCf;
+use crate::postfix::postconf::Postconf;
 use crate::postfix::processes::{Processes, Smtpd};
 use crate::postfix::services::{WatchedService, watched};
 use crate::postfix::{Master, ServiceId, discovery, edit, locks};
 use crate::probes::ListenerReading;
 use crate::signals::service::{ListenerLook, Look, Slots};
-use crate::signals::sock_diag::{ListenSocket, SockDiag, owner};
 use crate::signals::{ListenerId, Reading};
+use crate::sock_diag::{ListenSocket, SockDiag, owner};
 
 /// How often the configuration files are looked at for changes of other hands.
 const CONFIGURATION_EVERY: Duration = Duration::from_secs(1);
@@ -184,6 +185,19 @@ impl Instance {
             };
             self.services.push(service);
         }
+        let postconf = Postconf::find(&self.master.daemon_dir);
+        let master_cf = MasterCf::parse(&bytes);
+        for service in self
+            .services
+            .iter_mut()
+            .filter(|service| service.watched.actionable.is_ok())
+        {
+            if let Some(entry) = master_cf.find(&service.watched.id) {
+                service
+                    .shedding
+                    .configure(postconf.as_ref(), &self.master.config_dir, entry);
+            }
+        }
         let ours = edit::ours(&bytes);
         for service in &mut self.services {
             service.lines_in_file = ours.iter().any(|id| same_service(id, &service.watched.id));
@@ -233,6 +247,11 @@ impl Instance {
                     .slots()
                     .is_some_and(|slots| count as f64 >= f64::from(slots) * from)
         })
+    }
+
+    /// A service, and the window on its sockets.
+    pub(super) fn service_and_sockets(&mut self, index: usize) -> Option<(&mut Service, &mut SockDiag)> {
+        Some((self.services.get_mut(index)?, self.sockets.as_mut().ok()?))
     }
 
     fn listening(&mut self) -> Result<Listening, String> {
@@ -297,7 +316,7 @@ impl Instance {
         sockets: &Result<Listening, String>,
         ours: &[ListenSocket],
         now: Instant,
-    ) -> Reading<Vec<crate::signals::sock_diag::Connection>> {
+    ) -> Reading<Vec<crate::sock_diag::Connection>> {
         let (Ok(listening), Ok(diag)) = (sockets, self.sockets.as_mut()) else {
             return Reading::unavailable("sock_diag is not available");
         };

@@ -9,6 +9,7 @@ mod hands;
 mod instance;
 mod report;
 mod service;
+mod shedding;
 
 use std::io;
 use std::sync::Arc;

@@ -6,11 +6,11 @@
 use std::time::{Duration, Instant};
 
 use super::connections::holders;
-use super::sock_diag::{Connection, ListenSocket};
 use super::window::{Peak, Window};
 use super::{AcceptQueue, GreetingLatency, Holders, ListenerId, ProcessLimit, Reading, Sample};
 use crate::postfix::processes::Smtpd;
 use crate::probes::{ListenerReading, quantile_ms};
+use crate::sock_diag::{Connection, ListenSocket};
 
 /// The rate of early disconnects is taken over this long.
 const EARLY_OVER: Duration = Duration::from_secs(5);
@@ -70,7 +70,7 @@ impl Default for ServiceSignals {
 
 impl ServiceSignals {
     /// Makes the sample of this look.
-    pub fn sample(&mut self, look: &Look) -> Sample {
+    pub fn sample(&mut self, look: &Look, held_without_stress: Reading<f64>) -> Sample {
         let at = look.at;
         let (busy, holders) = slots(look);
         Sample {
@@ -86,6 +86,7 @@ impl ServiceSignals {
             early_disconnects_per_s: self.early_rate(look),
             greeting: self.greeting(look),
             native_stress: native_stress(look),
+            held_without_stress,
         }
     }
 
