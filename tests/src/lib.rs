@@ -22,5 +22,6 @@ pub mod postfix;
 pub mod senders;
 pub mod sentinel;
 pub mod sockets;
+pub mod unit;
 
 pub use lab::{Builder, Lab};
