@@ -27,6 +27,7 @@ pub mod senders;
 pub mod sentinel;
 pub mod sockets;
 pub mod stand_in;
+pub mod unit;
 pub mod usage;
 
 pub use lab::{Builder, Lab};

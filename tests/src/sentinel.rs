@@ -1,5 +1,6 @@
 //! The sentinel under test: the real binary with a configuration of its own, asked by the contracts that everybody has. It
-//! runs in the machine's own network namespace, as a DaemonSet does, and has to find the lab's by itself.
+//! runs in the machine's own network namespace, as a DaemonSet does, and has to find the lab's by itself; or, where a test
+//! says so, in that of its Postfix, as on a machine without containers.
 
 use std::env;
 use std::fs::{self, File};
@@ -18,6 +19,7 @@ use smtp_sentinel::status::{Report, Service};
 use crate::Lab;
 use crate::clock::{wait_for, wait_until};
 use crate::metrics::Scrape;
+use crate::netns::Namespace;
 use crate::usage::Usage;
 
 /// Bounds what takes a moment: a start with the BPF verifier in it, an answer, an end.
@@ -37,6 +39,8 @@ pub struct Settings {
     pub watch: String,
     /// Any other text, at the end.
     pub more: String,
+    /// The daemon is going to be in the network namespace of its Postfix; [`Sentinel::beside_postfix`] gets it there.
+    pub beside_postfix: bool,
 }
 
 impl Default for Settings {
@@ -47,6 +51,7 @@ impl Default for Settings {
             act: "mode = \"enforce\"\nmin_interval = \"1s\"".to_owned(),
             watch: String::new(),
             more: String::new(),
+            beside_postfix: false,
         }
     }
 }
@@ -59,6 +64,8 @@ pub struct Sentinel {
     base: PathBuf,
     config_dir: PathBuf,
     http: SocketAddr,
+    /// Where `http` is, when that is not our own network namespace, and the master whose it is.
+    beside: Option<(Namespace, i32)>,
 }
 
 /// What a command of the sentinel said.
@@ -130,18 +137,24 @@ impl Sentinel {
             act,
             watch,
             more,
+            beside_postfix,
         } = settings;
+        let beside = match beside_postfix {
+            true => Some((lab.server().handle()?, lab.postfix.master_pid())),
+            false => None,
+        };
         let sentinel = Self {
             program,
             base,
             config_dir: config_dirs.first().cloned().unwrap_or_default(),
             http,
+            beside,
         };
         let text = format!(
             "[discovery]\nconfig_dirs = {config_dirs:?}\n[watch]\n{watch}\n[detect]\n{detect}\n[act]\n{act}\n\
              [metrics]\nlisten = \"{http}\"\n[paths]\nstate_dir = {:?}\nruntime_dir = {:?}\n{more}\n",
             sentinel.state_dir(),
-            sentinel.base.join("run"),
+            sentinel.runtime_dir(),
         );
         fs::write(sentinel.config(), text)?;
         Ok(sentinel)
@@ -174,6 +187,19 @@ impl Sentinel {
 
     pub fn state_dir(&self) -> PathBuf {
         self.base.join("state")
+    }
+
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.base.join("run")
+    }
+
+    /// The words that start a program in the network namespace of the lab's Postfix; none without
+    /// [`Settings::beside_postfix`].
+    pub fn beside_postfix(&self) -> Vec<String> {
+        let master = self.beside.as_ref().map(|(_, master)| master);
+        master
+            .map(|master| vec!["nsenter".to_owned(), format!("--net=/proc/{master}/ns/net")])
+            .unwrap_or_default()
     }
 
     /// Starts the daemon and waits until it is ready.
@@ -260,6 +286,13 @@ impl Sentinel {
     /// # Errors
     /// Nobody listens, or it is no HTTP.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        match &self.beside {
+            Some((namespace, _)) => namespace.run(|| self.get_here(path)),
+            None => self.get_here(path),
+        }
+    }
+
+    fn get_here(&self, path: &str) -> Result<(u16, String)> {
         let mut stream = TcpStream::connect(self.http)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         write!(
@@ -381,6 +414,10 @@ impl Daemon<'_> {
         let (status, body) = self.sentinel.get("/metrics")?;
         ensure!(status == 200, "/metrics: status {status}: {body}");
         Ok(body)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     /// kill -9: no chance to put anything in order.

@@ -41,6 +41,8 @@ pub(super) struct Engine {
     hands: Hands,
     probes: Probes,
     board: Arc<Board>,
+    /// The names of the capabilities that are left, for the report.
+    capabilities: Vec<String>,
     instances: Vec<Instance>,
     discovered_at: Option<Instant>,
     reported_at: Option<Instant>,
@@ -50,12 +52,19 @@ pub(super) struct Engine {
 type Probed = HashMap<ListenerId, ListenerReading>;
 
 impl Engine {
-    pub(super) fn new(config: Config, hands: Hands, probes: Probes, board: Arc<Board>) -> Self {
+    pub(super) fn new(
+        config: Config,
+        hands: Hands,
+        probes: Probes,
+        board: Arc<Board>,
+        capabilities: Vec<String>,
+    ) -> Self {
         Self {
             config,
             hands,
             probes,
             board,
+            capabilities,
             instances: Vec::new(),
             discovered_at: None,
             reported_at: None,
@@ -187,6 +196,7 @@ impl Engine {
         let report = Report {
             version: env!("CARGO_PKG_VERSION").into(),
             mode: self.hands.mode(),
+            capabilities: self.capabilities.clone(),
             probes: self.probes.health().to_vec(),
             instances: instances.collect(),
         };
