@@ -118,7 +118,12 @@ impl Sentinel {
     pub fn install_with(lab: &Lab, settings: &Settings) -> Result<Self> {
         let config_dir = settings.config_dir.clone();
         let config_dir = config_dir.unwrap_or_else(|| lab.postfix.config_dir());
-        Self::install_for(lab.base(), &[config_dir], settings)
+        let sentinel = Self::install_for(lab.base(), &[config_dir], settings)?;
+        let beside = match settings.beside_postfix {
+            true => Some((lab.server().handle()?, lab.postfix.master_pid())),
+            false => None,
+        };
+        Ok(Self { beside, ..sentinel })
     }
 
     /// Writes the configuration for the Postfix of each of `config_dirs`, below the directory `base`.
@@ -137,18 +142,14 @@ impl Sentinel {
             act,
             watch,
             more,
-            beside_postfix,
+            beside_postfix: _,
         } = settings;
-        let beside = match beside_postfix {
-            true => Some((lab.server().handle()?, lab.postfix.master_pid())),
-            false => None,
-        };
         let sentinel = Self {
             program,
             base,
             config_dir: config_dirs.first().cloned().unwrap_or_default(),
             http,
-            beside,
+            beside: None,
         };
         let text = format!(
             "[discovery]\nconfig_dirs = {config_dirs:?}\n[watch]\n{watch}\n[detect]\n{detect}\n[act]\n{act}\n\
@@ -414,10 +415,6 @@ impl Daemon<'_> {
         let (status, body) = self.sentinel.get("/metrics")?;
         ensure!(status == 200, "/metrics: status {status}: {body}");
         Ok(body)
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.process.id()
     }
 
     /// kill -9: no chance to put anything in order.
