@@ -186,8 +186,13 @@ impl Engine {
     fn report(&self, now: Now) {
         let permitted = self.hands.permitted();
         for instance in &self.instances {
-            self.board
-                .set_accept_overflows(&instance.id, listen_overflows(instance.master.pid).ok());
+            // Either by listener or for the whole namespace, never both: their sum would count drops twice.
+            let of_namespace = if self.probes.sees_overflows() {
+                None
+            } else {
+                listen_overflows(instance.master.pid).ok()
+            };
+            self.board.set_accept_overflows(&instance.id, of_namespace);
         }
         let instances = self
             .instances
