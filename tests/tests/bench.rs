@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sentinel_lab::attackers::{Arrival, Attack};
-use sentinel_lab::bench::profiles::{self, Assault, From, Profile};
+use sentinel_lab::bench::profiles::{self, Assault, Begin, Profile};
 use sentinel_lab::bench::report::{Machine, Outcome, Recovery};
 use sentinel_lab::bench::scenarios::{self, Scenario};
 use sentinel_lab::bench::{Phases, Store, side_by_side};
@@ -31,7 +31,7 @@ fn outage() -> Profile {
     Profile {
         maxproc: 3,
         assaults: vec![Assault {
-            from: From::Attack(Duration::ZERO),
+            begin: Begin::Attack(Duration::ZERO),
             attack: Attack::silent(Arrival::Evenly {
                 count: 12,
                 within: Duration::from_millis(200),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 
 use super::measure;
-use super::profiles::Profile;
+use super::profiles::{Begin, Profile};
 use super::report::{Attackers as Seen, Daemon as Did, LettingGo, Run, Slow};
 use super::sampler::{Sample, Sampler};
 use super::scenarios::Scenario;
@@ -184,10 +184,7 @@ fn wait_letting_go(lab: &Lab, profile: &Profile, phases: &Phases, original: &[u8
         return Ok(LettingGo::NotAwaited);
     }
     let over = now();
-    let calm = profile
-        .parties
-        .iter()
-        .filter(|party| party.from == super::profiles::From::Calm);
+    let calm = profile.parties.iter().filter(|party| party.begin == Begin::Calm);
     let _senders: Vec<_> = calm
         .map(|party| lab.senders(party.traffic.clone()))
         .collect::<Result<_>>()?;
@@ -220,12 +217,12 @@ fn cues(profile: &Profile, window: Duration, end: Duration) -> Vec<Cue> {
     let mut cues = Vec::new();
     for (number, party) in profile.parties.iter().enumerate() {
         cues.push(Cue {
-            at: party.from.after(window),
+            at: party.begin.after(window),
             what: Change::Senders(number),
         });
     }
     for (number, assault) in profile.assaults.iter().enumerate() {
-        let mut at = assault.from.after(window).unwrap_or_default();
+        let mut at = assault.begin.after(window).unwrap_or_default();
         cues.push(Cue {
             at: Some(at),
             what: Change::Attack(number),
@@ -386,7 +383,7 @@ impl Witnessed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::profiles::{self, From};
+    use crate::bench::profiles;
 
     fn named(name: &str) -> Profile {
         let mut all = profiles::all().into_iter();
@@ -424,7 +421,7 @@ mod tests {
     #[test]
     fn a_part_from_halfway_begins_in_the_middle_of_the_window() {
         let mut profile = named("surge");
-        profile.parties[1].from = From::Halfway;
+        profile.parties[1].begin = Begin::Halfway;
         let cues = cues(&profile, Duration::from_secs(60), Duration::from_secs(70));
         assert_eq!(cues.last(), Some(&at(30, Change::Senders(1))));
     }

@@ -38,7 +38,7 @@ pub struct Profile {
 #[derive(Debug, Clone)]
 pub struct Party {
     pub name: &'static str,
-    pub from: From,
+    pub begin: Begin,
     pub traffic: Traffic,
     /// Honest, but slow: counted by itself, since stress mode means to cut some of them.
     pub slow: bool,
@@ -47,7 +47,7 @@ pub struct Party {
 /// Attackers of one kind.
 #[derive(Debug, Clone)]
 pub struct Assault {
-    pub from: From,
+    pub begin: Begin,
     pub attack: Attack,
     /// On for so long, then all leave and it is off for so long, over and over; `None` is on to the end.
     pub pulse: Option<(Duration, Duration)>,
@@ -55,7 +55,7 @@ pub struct Assault {
 
 /// When a part of the load begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum From {
+pub enum Begin {
     /// In the calm before the attack.
     Calm,
     /// So long after the attack began.
@@ -64,7 +64,7 @@ pub enum From {
     Halfway,
 }
 
-impl From {
+impl Begin {
     /// Since the start of the attack; `None` is before it.
     pub(super) fn after(self, window: Duration) -> Option<Duration> {
         match self {
@@ -98,7 +98,7 @@ fn attacks() -> Vec<Profile> {
             assaults: vec![
                 crowd(30, Duration::from_secs(2), None, Manner::Silent),
                 Assault {
-                    from: From::Attack(Duration::from_secs(2)),
+                    begin: Begin::Attack(Duration::from_secs(2)),
                     ..steady(0.8, Manner::Silent)
                 },
             ],
@@ -185,7 +185,7 @@ fn harder() -> Vec<Profile> {
 fn honest() -> Vec<Profile> {
     let slow = |name, traffic| Party {
         name,
-        from: From::Calm,
+        begin: Begin::Calm,
         traffic,
         slow: true,
     };
@@ -220,7 +220,7 @@ fn honest() -> Vec<Profile> {
             parties: vec![
                 legitimate(LEGITIMATE),
                 Party {
-                    from: From::Attack(Duration::ZERO),
+                    begin: Begin::Attack(Duration::ZERO),
                     ..legitimate(9.0 * LEGITIMATE)
                 },
             ],
@@ -232,8 +232,8 @@ fn honest() -> Vec<Profile> {
 }
 
 fn false_alarms() -> Vec<Profile> {
-    let scan = |per_second, from| Assault {
-        from,
+    let scan = |per_second, begin| Assault {
+        begin,
         ..steady(per_second, Manner::Leave)
     };
     vec![
@@ -243,8 +243,8 @@ fn false_alarms() -> Vec<Profile> {
         },
         Profile {
             assaults: vec![
-                scan(50.0, From::Attack(Duration::ZERO)),
-                scan(150.0, From::Halfway),
+                scan(50.0, Begin::Attack(Duration::ZERO)),
+                scan(150.0, Begin::Halfway),
             ],
             window: SHORT,
             ..profile(
@@ -257,7 +257,7 @@ fn false_alarms() -> Vec<Profile> {
             parties: vec![
                 legitimate(2.0),
                 Party {
-                    from: From::Halfway,
+                    begin: Begin::Halfway,
                     ..legitimate(8.0)
                 },
             ],
@@ -291,7 +291,7 @@ fn profile(name: &'static str, about: &'static str) -> Profile {
 fn legitimate(per_second: f64) -> Party {
     Party {
         name: "legitimate",
-        from: From::Calm,
+        begin: Begin::Calm,
         traffic: Traffic::new(per_second),
         slow: false,
     }
@@ -299,7 +299,7 @@ fn legitimate(per_second: f64) -> Party {
 
 fn steady(per_second: f64, manner: Manner) -> Assault {
     Assault {
-        from: From::Attack(Duration::ZERO),
+        begin: Begin::Attack(Duration::ZERO),
         attack: Attack {
             manner,
             ..Attack::silent(Arrival::PerSecond(per_second))
@@ -310,7 +310,7 @@ fn steady(per_second: f64, manner: Manner) -> Assault {
 
 fn crowd(count: usize, within: Duration, reconnect: Option<Duration>, manner: Manner) -> Assault {
     Assault {
-        from: From::Attack(Duration::ZERO),
+        begin: Begin::Attack(Duration::ZERO),
         attack: Attack {
             manner,
             reconnect,
@@ -343,7 +343,7 @@ mod tests {
                 profile
                     .parties
                     .iter()
-                    .any(|party| party.from == From::Calm && !party.slow),
+                    .any(|party| party.begin == Begin::Calm && !party.slow),
                 "{}",
                 profile.name
             );
