@@ -9,10 +9,10 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use crate::privileges::Capabilities;
 use crate::signals::{AcceptQueue, ListenerId};
 use crate::status::{ListenerCounts, Probe, ProbeState};
 
-mod capabilities;
 mod error;
 mod high_water;
 mod kernel;
@@ -24,7 +24,6 @@ mod slots;
 mod sources;
 mod watched;
 
-pub use capabilities::Capabilities;
 pub use error::Error;
 pub use quantile::quantile_ms;
 pub use sources::{SourcePrefix, Sources};
@@ -94,6 +93,11 @@ impl Probes {
     /// Health of each probe: "state", "greeting", "depth" and "log".
     pub fn health(&self) -> &[Probe] {
         &self.health
+    }
+
+    /// Whether the calling thread may read the counts, with the capabilities that it has. Without BPF there are none.
+    pub fn readable(&self) -> bool {
+        self.kernel.as_ref().is_none_or(Kernel::readable)
     }
 
     /// Makes `listeners` the ones that are counted: new ones begin at zero, missing ones are forgotten, the rest goes on.

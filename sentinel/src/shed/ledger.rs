@@ -184,7 +184,7 @@ fn silence(connection: &Connection) -> Duration {
 fn junk_commands(received: u64, sent: u64) -> u32 {
     let all_junk = |overhead: u64| {
         let count = sent / (OK_REPLY + overhead);
-        let exact = count > 0 && sent % (OK_REPLY + overhead) == 0;
+        let exact = count > 0 && sent.is_multiple_of(OK_REPLY + overhead);
         let range = count * (JUNK_COMMAND_MIN + overhead)..=count * (JUNK_COMMAND_MAX + overhead);
         (exact && range.contains(&received)).then_some(count)
     };

@@ -105,6 +105,8 @@ pub struct Sample {
     pub greeting: Reading<GreetingLatency>,
     /// Master's own stress mode, as the newest smtpd of the service was started with it.
     pub native_stress: Reading<bool>,
+    /// Slots that would be held besides, if the sessions that only stress mode ends had the timeouts of calm.
+    pub held_without_stress: Reading<f64>,
 }
 
 /// maxproc of a master.cf entry.
