@@ -18,10 +18,13 @@ mod load;
 pub mod master_cf;
 pub mod metrics;
 pub mod netns;
+pub mod packets;
 pub mod postfix;
 pub mod senders;
 pub mod sentinel;
 pub mod sockets;
+pub mod stand_in;
 pub mod unit;
+pub mod usage;
 
 pub use lab::{Builder, Lab};

@@ -109,7 +109,7 @@ impl Namespace {
     }
 
     /// A path by which another process can open the namespace while this process lives.
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
     }
 }

@@ -20,6 +20,7 @@ use crate::Lab;
 use crate::clock::{wait_for, wait_until};
 use crate::metrics::Scrape;
 use crate::netns::Namespace;
+use crate::usage::Usage;
 
 /// Bounds what takes a moment: a start with the BPF verifier in it, an answer, an end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// the defaults.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Instead of the lab's own configuration directory.
+    /// Instead of the lab's own configuration directory; [`Sentinel::install_for`] is told all of them.
     pub config_dir: Option<PathBuf>,
     /// Lines of `[detect]`.
     pub detect: String,
@@ -115,35 +116,43 @@ impl Sentinel {
     /// # Errors
     /// The program is not built, or older than its sources.
     pub fn install_with(lab: &Lab, settings: &Settings) -> Result<Self> {
+        let config_dir = settings.config_dir.clone();
+        let config_dir = config_dir.unwrap_or_else(|| lab.postfix.config_dir());
+        let mut sentinel = Self::install_for(lab.base(), &[config_dir], settings)?;
+        if settings.beside_postfix {
+            sentinel.beside = Some((lab.server().handle()?, lab.postfix.master_pid()));
+        }
+        Ok(sentinel)
+    }
+
+    /// Writes the configuration for the Postfix of each of `config_dirs`, below the directory `base`.
+    ///
+    /// # Errors
+    /// As [`Self::install_with`].
+    pub fn install_for(base: &Path, config_dirs: &[PathBuf], settings: &Settings) -> Result<Self> {
         let program = program()?;
-        let base = lab.base().join("sentinel");
+        let base = base.join("sentinel");
         fs::create_dir(&base).with_context(|| format!("making {}", base.display()))?;
         // The daemon takes no port of ours to be told: a free one is chosen here, and the gap until it binds is accepted.
         let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let Settings {
-            config_dir,
+            config_dir: _,
             detect,
             act,
             watch,
             more,
-            beside_postfix,
+            beside_postfix: _,
         } = settings;
-        let beside = match beside_postfix {
-            true => Some((lab.server().handle()?, lab.postfix.master_pid())),
-            false => None,
-        };
-        let config_dir = config_dir.clone().unwrap_or_else(|| lab.postfix.config_dir());
         let sentinel = Self {
             program,
             base,
-            config_dir,
+            config_dir: config_dirs.first().cloned().unwrap_or_default(),
             http,
-            beside,
+            beside: None,
         };
         let text = format!(
-            "[discovery]\nconfig_dirs = [{:?}]\n[watch]\n{watch}\n[detect]\n{detect}\n[act]\n{act}\n\
+            "[discovery]\nconfig_dirs = {config_dirs:?}\n[watch]\n{watch}\n[detect]\n{detect}\n[act]\n{act}\n\
              [metrics]\nlisten = \"{http}\"\n[paths]\nstate_dir = {:?}\nruntime_dir = {:?}\n{more}\n",
-            sentinel.config_dir,
             sentinel.state_dir(),
             sentinel.runtime_dir(),
         );
@@ -305,6 +314,18 @@ pub struct Daemon<'a> {
 }
 
 impl Daemon<'_> {
+    /// What it uses now.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn usage(&self) -> Result<Usage> {
+        Usage::of(self.process.id())
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// `status --json`.
     ///
     /// # Errors
@@ -362,10 +383,6 @@ impl Daemon<'_> {
         let (status, body) = self.sentinel.get("/metrics")?;
         ensure!(status == 200, "/metrics: status {status}: {body}");
         Ok(body)
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.process.id()
     }
 
     /// kill -9: no chance to put anything in order.

@@ -10,7 +10,7 @@ use super::hands::{Done, Hands};
 use super::instance::Instance;
 use super::report;
 use super::service::Service;
-use crate::actuator::{Progress, Target};
+use crate::actuator::Progress;
 use crate::clock::Now;
 use crate::config::Config;
 use crate::controller::{Act, Gate, Plan, State, Transition};
@@ -22,6 +22,9 @@ use crate::status::{Board, Mode, Report};
 
 /// Between two ticks. What a quiet tick costs is one small file of /proc per instance.
 pub(super) const TICK: Duration = Duration::from_millis(100);
+
+/// The same while slots are running out: from the threshold to the signal every 10 ms count.
+pub(super) const QUICK_TICK: Duration = Duration::from_millis(20);
 
 /// Between two searches through /proc for masters; one that has died is looked for at once.
 const DISCOVER_EVERY: Duration = Duration::from_secs(5);
@@ -96,6 +99,11 @@ impl Engine {
             self.reported_at = Some(now.mono);
             self.report(now);
         }
+    }
+
+    /// How soon the next tick is due.
+    pub(super) fn pace(&self) -> Duration {
+        self.instances.iter().map(Instance::pace).min().unwrap_or(TICK)
     }
 
     /// The daemon stops: whatever is in force is given back, with one reload an instance.
@@ -210,8 +218,16 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         verify(instance, hands, false, now);
         return false;
     }
-    if instance.refresh(config, now.mono) && hands.mode() == Mode::Enforce {
-        notice_outside_edits(instance, hands, now);
+    if instance.refresh(config, now.mono) {
+        if hands.mode() == Mode::Enforce {
+            notice_outside_edits(instance, hands, now);
+        }
+        for index in 0..instance.services.len() {
+            let service = &instance.services[index];
+            if service.watched.actionable.is_ok() && !service.in_force() {
+                hands.rehearse(&instance.target(index), now);
+            }
+        }
     }
     let Some(found) = instance.look(config, now.mono) else {
         return false;
@@ -299,13 +315,9 @@ fn carry_out(
     hands: &mut Hands,
     now: Now,
 ) {
+    let target = instance.target(index);
     let service = &mut instance.services[index];
     let id = service.watched.id.clone();
-    let target = Target {
-        instance: instance.id.clone(),
-        master: instance.master.clone(),
-        service: id.clone(),
-    };
     let result = match act {
         Act::Trip => hands.trip(&target, &reasons, now),
         Act::Clear => hands.clear(&target, &reasons, now),

@@ -60,6 +60,15 @@ impl Hands {
         }
     }
 
+    /// Has the questions of a trip asked beforehand; what they would say against it is told when it matters.
+    pub(super) fn rehearse(&mut self, target: &Target, now: Now) {
+        if self.mode == Mode::Enforce
+            && let Err(error) = self.actuator.rehearse(target, now)
+        {
+            tracing::warn!(instance = %target.instance, service = %target.service, "a trip would fail: {error}");
+        }
+    }
+
     pub(super) fn trip(&mut self, target: &Target, reasons: &[String], now: Now) -> Result<Done, ActError> {
         if self.mode == Mode::DryRun {
             let entry = self.dry_run.trip(target, reasons, now)?;

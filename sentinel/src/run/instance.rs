@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use procfs::process::{FDTarget, Process};
 
+use super::engine::{QUICK_TICK, TICK};
 use super::service::Service;
-use crate::actuator::ConfigDir;
+use crate::actuator::{ConfigDir, Target};
 use crate::config::Config;
 use crate::controller::Budget;
 use crate::postfix::endpoint::same_service;
@@ -29,6 +30,9 @@ const CONFIGURATION_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a quiet service gets a full look: the walk over the established connections is what costs.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// The same while slots are running out.
+const LOOK_CLOSELY_EVERY: Duration = Duration::from_millis(100);
 
 /// From this share of the trip threshold on every tick is a full look. Busy slots cannot be more than processes, and
 /// those are counted at every tick for next to nothing.
@@ -53,6 +57,10 @@ pub(super) struct Instance {
     stamp: Stamp,
     stamped_at: Option<Instant>,
     looked_at: Option<Instant>,
+    /// Slots are running out: it is looked at closely.
+    close: bool,
+    /// Number of smtpd processes, and start time of the newest.
+    newest: (usize, u64),
     gone_since: Option<Instant>,
     workers: Vec<Smtpd>,
 }
@@ -86,6 +94,8 @@ impl Instance {
             stamp: Stamp::default(),
             stamped_at: None,
             looked_at: None,
+            close: false,
+            newest: (0, 0),
             gone_since: None,
             workers: Vec::new(),
             master,
@@ -221,10 +231,22 @@ impl Instance {
             }
             Err(error) => Reading::unavailable(format!("cannot list the processes of the master: {error}")),
         };
-        let due = self
+        self.close = self.worth_a_look(config, &smtpd);
+        let newest = smtpd.value().map_or((0, 0), |all| {
+            (all.len(), all.iter().map(|one| one.start_time).max().unwrap_or(0))
+        });
+        // A slot is taken by a new process, or by an idle one, which then are fewer: the former shows at once, the
+        // latter at the next close look.
+        let changed = std::mem::replace(&mut self.newest, newest) != newest;
+        let every = match (self.close, changed) {
+            (true, true) => Duration::ZERO,
+            (true, false) => LOOK_CLOSELY_EVERY,
+            (false, _) => LOOK_EVERY,
+        };
+        if self
             .looked_at
-            .is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY);
-        if !due && !self.worth_a_look(config, &smtpd) {
+            .is_some_and(|at| now.saturating_duration_since(at) < every)
+        {
             return None;
         }
         self.looked_at = Some(now);
@@ -247,6 +269,20 @@ impl Instance {
                     .slots()
                     .is_some_and(|slots| count as f64 >= f64::from(slots) * from)
         })
+    }
+
+    /// How soon it wants the next tick.
+    pub(super) fn pace(&self) -> Duration {
+        if self.close { QUICK_TICK } else { TICK }
+    }
+
+    /// What an act on a service is aimed at.
+    pub(super) fn target(&self, index: usize) -> Target {
+        Target {
+            instance: self.id.clone(),
+            master: self.master.clone(),
+            service: self.services[index].watched.id.clone(),
+        }
     }
 
     /// A service, and the window on its sockets.

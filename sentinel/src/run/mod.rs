@@ -15,7 +15,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 
-use self::engine::{Engine, TICK};
+use self::engine::Engine;
 use self::front::Bound;
 use self::hands::Hands;
 use crate::actuator::{ActError, Actuator, ReloadMode};
@@ -93,7 +93,7 @@ fn run(engine: &mut Engine, supervisor: &mut Supervisor, stopped: &Receiver<&'st
         let ended = clock::now().mono;
         supervisor.ticked(ended);
         let took = ended.saturating_duration_since(began.mono);
-        match stopped.recv_timeout(TICK.saturating_sub(took)) {
+        match stopped.recv_timeout(engine.pace().saturating_sub(took)) {
             Ok(signal) => return signal,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return "the front has ended",
