@@ -129,7 +129,7 @@ pub(crate) mod tests {
         assert!(report.probes["state"].well);
         assert_eq!(report.probes["overflow"].detail, "netstat");
         assert_eq!(report.probes.len(), 2);
-        assert_eq!(report.scenarios["queue::two"], false);
+        assert!(!report.scenarios["queue::two"]);
         assert_eq!((report.tally.passed, report.tally.failed), (1, 1));
         assert_eq!(report.facts["depth"].kernel, "10");
     }
