@@ -16,6 +16,9 @@ pub use board::{Board, Counters, ReloadResult};
 pub struct Report {
     pub version: String,
     pub mode: Mode,
+    /// What the daemon has kept of the privileges that it was started with, by the names of capabilities(7).
+    #[serde(default)]
+    pub capabilities: Vec<String>,
     pub probes: Vec<Probe>,
     pub instances: Vec<Instance>,
 }
@@ -247,6 +250,7 @@ pub(crate) mod tests {
         Report {
             version: "0.1.0".to_owned(),
             mode: Mode::Enforce,
+            capabilities: vec!["CAP_SYS_PTRACE".to_owned(), "CAP_NET_ADMIN".to_owned()],
             probes: vec![
                 Probe {
                     name: "accept_queue".to_owned(),

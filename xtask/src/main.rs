@@ -1,7 +1,9 @@
-//! `cargo xtask`: set-up, build, test and demo. It orders other tools about and knows nothing of the daemon's insides.
+//! `cargo xtask`: set-up, build, test, demo and benchmark. It orders other tools about and knows nothing of the daemon's insides.
 
+mod bench;
 mod demo;
 mod kernels;
+mod lab;
 mod packages;
 mod setup;
 mod shell;
@@ -9,12 +11,16 @@ mod tally;
 mod test;
 mod toolchain;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", about = "Set-up, build, test and demo of SMTP Sentinel")]
+#[command(
+    name = "cargo xtask",
+    about = "Set-up, build, test, demo and benchmark of SMTP Sentinel"
+)]
 struct Arguments {
     #[command(subcommand)]
     task: Task,
@@ -51,6 +57,13 @@ enum Task {
     },
     /// Set up, then show the main job: calm, flood, trip, clear, on a real Postfix in network namespaces
     Demo,
+    /// Set up, then measure legitimate mail under attack: Postfix's own means and the sentinel, side by side (`bench --help`)
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// As `bench --help` has them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -61,6 +74,7 @@ fn main() -> ExitCode {
         Task::Test { filter, no_kernels } => test::run(filter.as_deref(), !no_kernels),
         Task::Kernels { only } => kernels::run(&only),
         Task::Demo => demo::run(),
+        Task::Bench { arguments } => bench::run(&arguments),
     };
     match done {
         Ok(code) => code,

@@ -107,6 +107,16 @@ fn actions(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<(
         };
         total(&mut family, &[("instance", instance), ("result", result)], *n)?;
     }
+    let help = "Connections closed because they broke a limit of stress mode, by the limit";
+    let mut family = counter(encoder, "shed_connections", help)?;
+    for ((instance, service, reason), n) in &counters.sheds {
+        let labels = [
+            ("instance", &**instance),
+            ("service", service),
+            ("reason", &reason.to_string()),
+        ];
+        total(&mut family, &labels, *n)?;
+    }
     Ok(())
 }
 

@@ -82,6 +82,7 @@ fn the_families_are_those_that_were_promised() {
         "process_limit",
         "processes",
         "reloads",
+        "shed_connections",
         "state",
         "transitions",
     ];

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Bytes in, bytes out; writing them is the actuator's. What is not a pair of ours, exactly as written, is never
-//! touched: the comment line names the service and says that the next line is ours, so the two prove each other.
+//! touched: the comment line names the service and says that the next line is ours, so the two prove each other. The one
+//! exception is what postconf(1) makes of a pair when it edits another argument of the entry: see [`remove`].
 
 use std::ops::Range;
 
@@ -95,7 +96,8 @@ pub fn insert(bytes: &[u8], id: &ServiceId, added_at: Timestamp) -> Result<Vec<u
     }
 }
 
-/// Takes every pair of ours out.
+/// Takes every pair of ours out, also one that `postconf -P` or `-F` has torn apart: our comment is then above the
+/// entry that it names, and our argument line, the only one of its kind, in it.
 pub fn remove(bytes: &[u8]) -> Removal {
     remove_where(bytes, |_| true)
 }
@@ -187,6 +189,9 @@ fn takes_effect(before: &MasterCf<'_>, entry: &Entry, after: &[u8]) -> bool {
 enum Trace {
     /// Comment and argument line, untouched.
     Pair(ServiceId),
+    /// postconf(1) has rewritten the entry for somebody: it moves the comments in an entry above it and puts each
+    /// argument on a line of its own (Postfix src/postconf/postconf_edit.c). The range is that of our argument line.
+    Rewritten(ServiceId, Range<usize>),
     /// Our comment, but what follows is not our argument line any more.
     Orphan(ServiceId),
     /// Begins like a comment of ours and goes on otherwise.
@@ -200,32 +205,37 @@ fn remove_where(bytes: &[u8], wanted: impl Fn(&ServiceId) -> bool) -> Removal {
         removed: vec![],
         foreign: vec![],
     };
-    let mut kept_to = 0;
+    let mut cuts: Vec<Range<usize>> = Vec::new();
     for (at, line) in lines.iter().enumerate() {
         let Some(trace) = trace(bytes, &lines[at..]) else {
             continue;
         };
-        let cut = match trace {
+        match trace {
             Trace::Pair(service) if wanted(&service) => {
+                cuts.push(pair_range(bytes, line, &lines[at + 1]));
                 removal.removed.push(service);
-                pair_range(bytes, line, &lines[at + 1])
+            }
+            Trace::Rewritten(service, argument) if wanted(&service) => {
+                cuts.extend([line.content.start..line.end, argument]);
+                removal.removed.push(service);
             }
             Trace::Orphan(service) if wanted(&service) => {
+                cuts.push(line.content.start..line.end);
                 removal.foreign.push(Foreign {
                     line: line.number,
                     service: Some(service),
                 });
-                line.content.start..line.end
             }
-            Trace::Changed => {
-                removal.foreign.push(Foreign {
-                    line: line.number,
-                    service: None,
-                });
-                continue;
-            }
-            Trace::Pair(_) | Trace::Orphan(_) => continue,
-        };
+            Trace::Changed => removal.foreign.push(Foreign {
+                line: line.number,
+                service: None,
+            }),
+            Trace::Pair(_) | Trace::Rewritten(..) | Trace::Orphan(_) => {}
+        }
+    }
+    cuts.sort_by_key(|cut| cut.start);
+    let mut kept_to = 0;
+    for cut in cuts {
         // Two pairs at the end of a file can both claim the line feed between them.
         removal
             .bytes
@@ -250,8 +260,47 @@ fn trace(bytes: &[u8], from: &[Line]) -> Option<Trace> {
     };
     match from.get(1) {
         Some(next) if text(next) == ARGUMENT.as_bytes() => Some(Trace::Pair(service)),
-        _ => Some(Trace::Orphan(service)),
+        _ => Some(match rewritten(bytes, &from[1..], &service) {
+            Some(argument) => Trace::Rewritten(service, argument),
+            None => Trace::Orphan(service),
+        }),
     }
+}
+
+/// Our argument line in the entry of `service`, where that is the first content after our comment. More than one
+/// such line, or one with a comment of its own, proves nothing.
+fn rewritten(bytes: &[u8], after_comment: &[Line], service: &ServiceId) -> Option<Range<usize>> {
+    let end = after_comment.last()?.end;
+    let start = after_comment.first()?.content.start;
+    let entry = lines::logical(&bytes[start..end]).into_iter().next()?;
+    let mut words = entry
+        .text
+        .split(|&byte| lines::is_blank(byte))
+        .filter(|word| !word.is_empty());
+    let mut word = || Some(String::from_utf8_lossy(words.next()?).into_owned());
+    let id = ServiceId {
+        name: word()?,
+        kind: word()?,
+    };
+    if entry.ignored || !same_service(&id, service) {
+        return None;
+    }
+    let text = |content: &Range<usize>| {
+        let line = &bytes[start + content.start..start + content.end];
+        line.strip_suffix(b"\r").unwrap_or(line)
+    };
+    let ours = |line: &&Line| text(&line.content) == ARGUMENT.as_bytes();
+    let mut arguments = entry.lines.iter().filter(ours);
+    let (argument, None) = (arguments.next()?, arguments.next()) else {
+        return None;
+    };
+    let before = after_comment
+        .iter()
+        .take_while(|line| line.content.start < start + argument.content.start);
+    let own_comment = before.last().is_some_and(|line| {
+        text(&(line.content.start - start..line.content.end - start)).starts_with(SIGNATURE.as_bytes())
+    });
+    (!own_comment).then(|| start + argument.content.start..start + argument.end)
 }
 
 /// The service that a comment of ours names; `None` unless the comment is as we write it.

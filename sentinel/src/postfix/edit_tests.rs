@@ -151,6 +151,55 @@ fn only_an_intact_pair_is_taken_out() {
     assert_eq!(remove(theirs.as_bytes()).bytes, theirs.as_bytes());
 }
 
+/// What `postconf -P smtp/inet/smtpd_banner=x` makes of an entry with a pair of ours in it (3.7): the comments of the
+/// entry, ours among them, go above it, and `-o stress=yes` stays behind in it.
+#[test]
+fn a_pair_that_postconf_tore_apart_is_taken_out() {
+    let (comment, _) = PAIR.split_once('\n').unwrap();
+    let torn = |between: &str, arguments: &str| {
+        format!(
+            "pickup unix n - y 60 1 pickup\n{between}smtp       inet  n       -       y       -       -       smtpd\n{arguments}flush unix n - y - 0 flush\n"
+        )
+    };
+    let after = torn(
+        &format!("# old\n{comment}\n# and a word\n"),
+        "    -o stress=yes\n    -o smtpd_banner=x\n",
+    );
+    let removal = remove(after.as_bytes());
+    assert_eq!(
+        String::from_utf8_lossy(&removal.bytes),
+        torn("# old\n# and a word\n", "    -o smtpd_banner=x\n")
+    );
+    assert_eq!(removal.removed, [id("smtp/inet")]);
+    assert_eq!(removal.foreign, []);
+    assert_eq!(
+        insert(after.as_bytes(), &id("smtp/inet"), time()),
+        Err(EditError::AlreadyOurs(id("smtp/inet")))
+    );
+
+    // Another entry, an argument that is not as we write it, or two that are: nothing says which is ours.
+    let other = comment.replace("smtp/inet", "flush/unix");
+    for (comment, arguments) in [
+        (other.as_str(), "    -o stress=yes\n"),
+        (comment, "  -o stress=yes\n"),
+        (comment, "    -o stress=yes\n    -o stress=yes\n"),
+    ] {
+        let removal = remove(torn(&format!("{comment}\n"), arguments).as_bytes());
+        assert_eq!(String::from_utf8_lossy(&removal.bytes), torn("", arguments));
+        assert_eq!(removal.removed, []);
+    }
+}
+
+/// A comment of ours that somebody moved above the entry does not claim the argument of an intact pair.
+#[test]
+fn a_stray_comment_leaves_a_pair_alone() {
+    let after = inserted("smtp inet n - y - - smtpd\n", "smtp/inet");
+    let (comment, _) = PAIR.split_once('\n').unwrap();
+    let removal = remove(format!("{comment}\n{after}").as_bytes());
+    assert_eq!(removal.bytes, b"smtp inet n - y - - smtpd\n");
+    assert_eq!(removal.removed, [id("smtp/inet")]);
+}
+
 #[test]
 fn services_are_undone_one_by_one() {
     let before = "smtp inet n - y - - smtpd\nsmtpd pass - - y - - smtpd";

@@ -12,12 +12,12 @@ use aya::programs::{CgroupAttachMode, ProgramError, RawTracePoint, SockOps};
 use aya::{Ebpf, EbpfLoader};
 use sentinel_ebpf::{AF_INET, AF_INET6, ListenerKey, ListenerStats, PORT_WORDS, SlotId};
 
-use super::capabilities::{Capabilities, Capability};
 use super::error::Error;
 use super::log::Drain;
 use super::offsets;
 use super::overflow::{self, OverflowSource};
 use super::sources::{SourceMaps, Sources};
+use crate::privileges::{Capabilities, Capability};
 use crate::signals::ListenerId;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sentinel-ebpf"));
@@ -142,6 +142,11 @@ impl Kernel {
     /// The counts of a slot, one element a CPU.
     pub(super) fn stats(&self, slot: SlotId) -> Result<PerCpuValues<ListenerStats>, Error> {
         Ok(self.stats.get(&slot.index(), 0)?)
+    }
+
+    /// Whether this thread may read the maps at all.
+    pub(super) fn readable(&self) -> bool {
+        self.epoch.get(&0, 0).is_ok()
     }
 
     pub(super) fn set_epoch(&mut self, epoch: u32) -> Result<(), Error> {

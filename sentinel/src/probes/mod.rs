@@ -9,10 +9,10 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use crate::privileges::Capabilities;
 use crate::signals::{AcceptQueue, ListenerId};
 use crate::status::{ListenerCounts, Probe, ProbeState};
 
-mod capabilities;
 mod error;
 mod high_water;
 mod kernel;
@@ -25,7 +25,6 @@ mod slots;
 mod sources;
 mod watched;
 
-pub use capabilities::Capabilities;
 pub use error::Error;
 pub use overflow::OverflowSource;
 pub use quantile::quantile_ms;
@@ -104,6 +103,11 @@ impl Probes {
     /// Health of each probe: "state", "greeting", "depth", "log" and "overflow".
     pub fn health(&self) -> &[Probe] {
         &self.health
+    }
+
+    /// Whether the calling thread may read the counts, with the capabilities that it has. Without BPF there are none.
+    pub fn readable(&self) -> bool {
+        self.kernel.as_ref().is_none_or(Kernel::readable)
     }
 
     /// Whether overflows are counted by listener. If not, there is only the count of a whole network namespace

@@ -6,8 +6,8 @@ use aya::programs::{FEntry, KProbe};
 use aya::{Btf, Ebpf};
 
 use super::Error;
-use super::capabilities::{Capabilities, Capability};
 use super::kernel::program;
+use crate::privileges::{Capabilities, Capability};
 
 /// A way to see, per listener, the connections that the kernel drops because the accept queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
