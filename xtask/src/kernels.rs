@@ -218,7 +218,8 @@ impl Run {
     /// What should be and is not, apart from scenarios that failed.
     fn complaints(&self) -> Vec<String> {
         let mut complaints = Vec::new();
-        if !self.report.release.starts_with(self.kernel.name) {
+        let release = format!("{}.", self.kernel.name);
+        if !self.report.release.starts_with(&release) {
             complaints.push(format!("is not {}", self.kernel.name));
         }
         for probe in PROBES {
@@ -341,6 +342,32 @@ fn stripped(program: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_probe_that_is_not_well_and_a_number_that_nobody_compared_are_complaints() {
+        let run = Run {
+            kernel: &KERNELS[0],
+            suite: "bullseye",
+            version: "5.10.223-1".to_owned(),
+            report: Report::parse(report::tests::GUEST).unwrap(),
+        };
+        let complaints = run.complaints();
+        assert!(
+            complaints.contains(&"probe overflow: netstat".to_owned()),
+            "{complaints:?}"
+        );
+        assert!(complaints.contains(&"nothing was compared for: dropped ACKs, IPv6, kprobes".to_owned()));
+        assert!(
+            !complaints
+                .iter()
+                .any(|complaint| complaint.starts_with("probe state"))
+        );
+        let run = Run {
+            kernel: &KERNELS[1],
+            ..run
+        };
+        assert!(run.complaints().contains(&"is not 6.1".to_owned()));
+    }
 
     #[test]
     fn kernels_are_chosen_by_name_or_by_age() {
