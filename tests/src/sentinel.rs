@@ -160,6 +160,23 @@ impl Sentinel {
         Ok(sentinel)
     }
 
+    /// What the daemon has against a configuration, in its own words; `None` when it takes it.
+    ///
+    /// # Errors
+    /// The program is not built, or cannot be run.
+    pub fn refusal_of(configuration: &str) -> Result<Option<String>> {
+        /// sysexits.h, EX_CONFIG.
+        const BAD_CONFIGURATION: i32 = 78;
+        let mut file = tempfile::NamedTempFile::new()?;
+        file.write_all(configuration.as_bytes())?;
+        let output = Command::new(program()?)
+            .args(["check", "--config"])
+            .arg(file.path())
+            .output()?;
+        let words = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Ok((output.status.code() == Some(BAD_CONFIGURATION)).then(words))
+    }
+
     pub fn program(&self) -> &Path {
         &self.program
     }
@@ -359,12 +376,26 @@ impl Daemon<'_> {
         patience: Duration,
         wanted: impl Fn(&Service) -> bool,
     ) -> Result<Service> {
+        self.wait_service_named("smtp/inet", what, patience, wanted)
+    }
+
+    /// The same for any service.
+    ///
+    /// # Errors
+    /// As [`Self::wait_service`].
+    pub fn wait_service_named(
+        &self,
+        label: &str,
+        what: &str,
+        patience: Duration,
+        wanted: impl Fn(&Service) -> bool,
+    ) -> Result<Service> {
         let mut last = None;
         let found = wait_for(what, patience, || {
-            last = self.find_service("smtp/inet")?;
+            last = self.find_service(label)?;
             Ok(last.clone().filter(&wanted))
         });
-        found.with_context(|| format!("last status of smtp/inet: {last:#?}"))
+        found.with_context(|| format!("last status of {label}: {last:#?}"))
     }
 
     /// /metrics, read.

@@ -186,8 +186,13 @@ impl Engine {
     fn report(&self, now: Now) {
         let permitted = self.hands.permitted();
         for instance in &self.instances {
-            self.board
-                .set_accept_overflows(&instance.id, listen_overflows(instance.master.pid).ok());
+            // Either by listener or for the whole namespace, never both: their sum would count drops twice.
+            let of_namespace = if self.probes.sees_overflows() {
+                None
+            } else {
+                listen_overflows(instance.master.pid).ok()
+            };
+            self.board.set_accept_overflows(&instance.id, of_namespace);
         }
         let instances = self
             .instances
@@ -233,7 +238,7 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         return false;
     };
     for (index, found) in found.into_iter().enumerate() {
-        let look = instance.combine(index, found, probed, now.mono);
+        let look = found.combine(&instance.services[index].watched, instance.master.netns, probed);
         instance.services[index].see(look);
         decide(instance, index, hands, now);
         shed(instance, index, hands, config, now);

@@ -4,6 +4,7 @@
 //! keep a scrape waiting. The second is made when the capabilities have been dropped, and so never had them.
 
 mod engine;
+mod eyes;
 mod front;
 mod hands;
 mod instance;
