@@ -177,12 +177,12 @@ fn what_it_did(sentinel: &Sentinel, daemon: &Daemon<'_>) -> Result<(usize, Optio
 /// The attack is over and legitimate mail goes on: when is master.cf what it was?
 fn wait_letting_go(lab: &Lab, profile: &Profile, phases: &Phases, original: &[u8]) -> Result<LettingGo> {
     const POLL: Duration = Duration::from_millis(100);
+    if lab.postfix.master_cf()? == original {
+        return Ok(LettingGo::Nothing);
+    }
     let Some(patience) = phases.letting_go else {
         return Ok(LettingGo::NotAwaited);
     };
-    if lab.postfix.master_cf()? == original {
-        return Ok(LettingGo::NotAwaited);
-    }
     let over = now();
     let calm = profile.parties.iter().filter(|party| party.begin == Begin::Calm);
     let _senders: Vec<_> = calm

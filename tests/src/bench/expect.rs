@@ -15,7 +15,7 @@ pub enum Verdict {
     Holds,
     /// With the figure that was measured.
     Missed(String),
-    /// Its scenario did not run.
+    /// Its scenario did not run, or the run was too short for it.
     NotRun,
 }
 
@@ -160,7 +160,8 @@ impl Promise {
             Self::NoTrip => figure(trips == 0, trips.to_string()),
             Self::OneTrip => figure(trips <= 1, trips.to_string()),
             Self::LetsGoS(most) => match run.daemon.as_ref().map(|daemon| daemon.letting_go) {
-                None | Some(LettingGo::NotAwaited) => Verdict::Holds,
+                None | Some(LettingGo::NotAwaited) => Verdict::NotRun,
+                Some(LettingGo::Nothing) => Verdict::Holds,
                 Some(LettingGo::AfterS(seconds)) => figure(seconds <= most, format!("{seconds:.0} s")),
                 Some(LettingGo::NotWithinS(seconds)) => Verdict::Missed(format!("not within {seconds:.0} s")),
             },

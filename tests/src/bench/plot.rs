@@ -38,7 +38,7 @@ pub fn draw(outcome: &Outcome) -> Result<String> {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         area.fill(&WHITE).map_err(failed)?;
         let title = format!("{}: {}", outcome.profile, outcome.about);
-        let area = area.titled(&title, (FONT, 17)).map_err(failed)?;
+        let area = area.titled(&title, (FONT, 20)).map_err(failed)?;
         let (above, below) = area.split_vertically(SIZE.1 / 2 - 10);
         greeting(&above, outcome, start..end)?;
         delivered(&below, outcome, start..end)?;
@@ -66,7 +66,7 @@ fn greeting(area: &Area<'_>, outcome: &Outcome, time: std::ops::Range<i64>) -> R
             1000.0.. => format!("{} s", milliseconds / 1000.0),
             _ => format!("{milliseconds} ms"),
         })
-        .label_style((FONT, 13))
+        .label_style((FONT, 16))
         .light_line_style(TRANSPARENT)
         .draw()
         .map_err(failed)?;
@@ -81,20 +81,11 @@ fn greeting(area: &Area<'_>, outcome: &Outcome, time: std::ops::Range<i64>) -> R
             let rank = (waits.len() * 9).div_ceil(10).checked_sub(1)?;
             Some(waits[rank].clamp(1.0, patience_ms))
         });
-        let colour = colour(&run.scenario);
         chart
-            .draw_series(LineSeries::new(points, colour.stroke_width(2)))
-            .map_err(failed)?
-            .label(run.scenario.as_str())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3)));
+            .draw_series(LineSeries::new(points, colour(&run.scenario).stroke_width(2)))
+            .map_err(failed)?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.8))
-        .label_font((FONT, 13))
-        .draw()
-        .map_err(failed)
+    Ok(())
 }
 
 /// Messages delivered a second, by when their session ended.
@@ -120,16 +111,27 @@ fn delivered(area: &Area<'_>, outcome: &Outcome, time: std::ops::Range<i64>) -> 
         .configure_mesh()
         .x_desc("seconds since the start of the attack")
         .y_desc("delivered a second")
-        .label_style((FONT, 13))
+        .y_label_formatter(&|rate| format!("{rate:.0}"))
+        .label_style((FONT, 16))
         .light_line_style(TRANSPARENT)
         .draw()
         .map_err(failed)?;
     for (run, points) in lines {
+        let colour = colour(&run.scenario);
         chart
-            .draw_series(LineSeries::new(points, colour(&run.scenario).stroke_width(2)))
-            .map_err(failed)?;
+            .draw_series(LineSeries::new(points, colour.stroke_width(2)))
+            .map_err(failed)?
+            .label(run.scenario.as_str())
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3)));
     }
-    Ok(())
+    // The one corner that no line visits while mail flows.
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerLeft)
+        .background_style(WHITE.mix(0.8))
+        .label_font((FONT, 16))
+        .draw()
+        .map_err(failed)
 }
 
 /// A point for each full bin that has a value, in its middle.

@@ -168,7 +168,9 @@ pub struct Daemon {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LettingGo {
-    /// There was nothing to let go of, or the run did not wait for it.
+    /// master.cf was already what it was before.
+    Nothing,
+    /// The run did not wait for it.
     NotAwaited,
     AfterS(f64),
     NotWithinS(f64),

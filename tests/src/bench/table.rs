@@ -164,7 +164,7 @@ fn slow(run: &Run) -> String {
 
 fn letting_go(run: &Run) -> String {
     match run.daemon.as_ref().map(|daemon| daemon.letting_go) {
-        None | Some(LettingGo::NotAwaited) => "-".to_owned(),
+        None | Some(LettingGo::Nothing | LettingGo::NotAwaited) => "-".to_owned(),
         Some(LettingGo::AfterS(seconds)) => format!("{seconds:.0} s"),
         Some(LettingGo::NotWithinS(seconds)) => format!("not within {seconds:.0} s"),
     }
