@@ -65,6 +65,8 @@ pub struct Instance {
     pub actionable: bool,
     /// Why not actionable; empty when it is.
     pub reason: String,
+    /// Whether Postfix would live through reading its configuration files as they are now.
+    pub config_valid: bool,
     pub services: Vec<Service>,
 }
 
@@ -245,6 +247,7 @@ pub(crate) mod tests {
             postfix_version: Some("3.7.11".to_owned()),
             actionable: true,
             reason: String::new(),
+            config_valid: true,
             services,
         };
         Report {

@@ -63,6 +63,7 @@ impl Collector for Families {
         actions(&mut encoder, &counters)?;
         let Some(report) = report else { return Ok(()) };
         probes(&mut encoder, &report)?;
+        instances(&mut encoder, &report)?;
         let rows = Row::of(&report);
         services(&mut encoder, &rows)?;
         overflows(&mut encoder, &counters, &rows)?;
@@ -152,6 +153,22 @@ fn probes(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Result<(), Er
             &mut family,
             &[("probe", &probe.name)],
             u32::from(probe.state == ProbeState::Ok),
+        )?;
+    }
+    Ok(())
+}
+
+/// What there is one of for each instance.
+fn instances(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Result<(), Error> {
+    let help = "1 when Postfix would live through reading its configuration files as they are now; 0 when a reload by \
+                anybody would stop it";
+    let mut family = gauge(encoder, "config_valid", help)?;
+    let mut seen = BTreeSet::new();
+    for instance in report.instances.iter().filter(|one| seen.insert(&one.id)) {
+        value(
+            &mut family,
+            &[("instance", &instance.id)],
+            u32::from(instance.config_valid),
         )?;
     }
     Ok(())

@@ -73,6 +73,7 @@ fn the_families_are_those_that_were_promised() {
         "accept_queue_high_water",
         "accept_queue_limit",
         "build_info",
+        "config_valid",
         "connections",
         "early_disconnects",
         "greeting_seconds",
