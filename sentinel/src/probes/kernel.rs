@@ -162,7 +162,9 @@ impl Kernel {
     pub(super) fn runs(&self) -> u64 {
         self.ebpf
             .programs()
-            .map(|(_, program)| program.info().unwrap().run_count())
+            // Of the programs of a source that does not serve there is nothing to know.
+            .filter_map(|(_, program)| program.info().ok())
+            .map(|info| info.run_count())
             .sum()
     }
 
