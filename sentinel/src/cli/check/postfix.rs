@@ -42,11 +42,9 @@ fn findings(config: &Config, survey: &Survey) -> Vec<Finding> {
         .ignored
         .iter()
         .map(|one| {
-            Finding::new(
-                Verdict::Degraded,
+            Finding::yes(
                 format!("master {}", one.pid),
-                format!("passed over: {}", one.reason),
-                "",
+                format!("left alone: {}", one.reason),
             )
         })
         .collect();
