@@ -557,3 +557,31 @@ fn the_units_exposure_is_what_the_documentation_says() {
     let docs = fs::read_to_string(docs).unwrap();
     assert!(docs.contains(&format!("at most {EXPOSURE_AT_MOST:.1}")));
 }
+
+/// From another mount namespace a rename over a bind-mounted file succeeds, and takes the mount away without a word.
+#[test]
+fn a_mount_over_master_cf_in_postfixs_own_mount_namespace_is_left_in_place() {
+    let lab = Lab::builder().read_only_master_cf().start().unwrap();
+    let original = lab.postfix.master_cf().unwrap();
+    let mounts = || fs::read_to_string(format!("/proc/{}/mountinfo", lab.postfix.master_pid())).unwrap();
+    let path = lab.postfix.master_cf_path();
+    assert!(mounts().contains(path.to_str().unwrap()));
+    let sentinel = Sentinel::install(&lab).unwrap();
+    let answer = sentinel.ask(&["check"]).unwrap();
+    assert_eq!(answer.code, Some(1), "{answer:?}");
+    assert!(answer.stdout.contains("a mount of its own"), "{answer:?}");
+
+    let daemon = sentinel.start().unwrap();
+    let _attackers = flood(&lab);
+    wait_until("the slots to be held", PATIENCE, || {
+        Ok(lab.postfix.smtpds()?.len() >= 15)
+    })
+    .unwrap();
+    assert!(daemon.status().unwrap().instances.is_empty());
+    assert_eq!(daemon.terminate().unwrap(), Some(0));
+    assert!(
+        mounts().contains(path.to_str().unwrap()),
+        "the mount is still there"
+    );
+    assert_eq!(lab.postfix.master_cf().unwrap(), original);
+}

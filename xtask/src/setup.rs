@@ -93,6 +93,12 @@ fn needs() -> Vec<Need> {
             packages: &["util-linux"],
         },
         Need {
+            // Its package starts nothing where systemd is not process 1.
+            what: "systemd-analyze",
+            there: has(&["systemd-analyze"]),
+            packages: &["systemd"],
+        },
+        Need {
             what: "a Rust compiler for BPF",
             there: toolchain::bpf_compiler().is_some(),
             packages: &["rustc-web", "libstd-rust-web-dev-bpf"],

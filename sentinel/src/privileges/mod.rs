@@ -75,13 +75,7 @@ pub fn drop_to(here: Circumstances, readable: impl Fn() -> bool + Sync) -> Resul
     }
     let given = rustix::thread::capabilities(None).map_err(refused("read the own capabilities"))?;
     let given = Capabilities::from_bits(given.permitted.bits());
-    let least = given.and(kept(here, false));
-    let keep = if works_with(least, readable) {
-        least
-    } else {
-        given.and(kept(here, true))
-    };
-
+    let keep = least(given, here, readable);
     rustix::thread::set_no_new_privs(true).map_err(refused("set no_new_privs"))?;
     narrow_bounding_set(keep);
     confine(keep)?;
@@ -95,6 +89,16 @@ pub fn names(set: Capabilities) -> Vec<String> {
         .filter(|need| set.has(need.capability))
         .map(|need| need.capability.name().to_owned())
         .collect()
+}
+
+/// What of `given` the running daemon cannot do without, on this kernel.
+pub fn least(given: Capabilities, here: Circumstances, readable: impl Fn() -> bool + Sync) -> Capabilities {
+    let least = given.and(kept(here, false));
+    if works_with(least, readable) {
+        least
+    } else {
+        given.and(kept(here, true))
+    }
 }
 
 fn works_with(least: Capabilities, readable: impl Fn() -> bool + Sync) -> bool {
@@ -118,8 +122,12 @@ fn narrow_bounding_set(keep: Capabilities) {
     }
 }
 
-/// The ambient set follows: what is not permitted cannot be ambient.
-fn confine(keep: Capabilities) -> Result<(), Error> {
+/// Takes everything but `keep` from the calling thread, for good. The ambient set follows: what is not permitted cannot
+/// be ambient.
+///
+/// # Errors
+/// The kernel refuses: something in `keep` was not there, or a filter of system calls forbids it.
+pub fn confine(keep: Capabilities) -> Result<(), Error> {
     let keep = CapabilitySet::from_bits_retain(keep.bits());
     let sets = CapabilitySets {
         effective: keep,

@@ -9,6 +9,7 @@ mod early;
 mod greeting;
 mod harness;
 mod overflow;
+mod privileges;
 mod queue;
 mod sources;
 mod watch;

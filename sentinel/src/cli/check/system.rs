@@ -91,11 +91,13 @@ fn capability(need: &Need, effective: Capabilities, here: Circumstances) -> Find
         && effective.has(Capability::SysAdmin);
     if effective.has(need.capability) || by_admin {
         let after_start = match need.after_start {
-            AfterStart::Kept if need.when.applies(here) || need.when == When::OtherNetwork => "kept",
+            AfterStart::Kept if need.when.applies(here) => "kept",
+            AfterStart::Kept if need.when == When::OtherNetwork => "not needed here now, and kept",
             AfterStart::DroppedIfMapsStayReadable => {
                 "dropped after the start where the kernel lets maps be read without it"
             }
-            AfterStart::Kept | AfterStart::Dropped => "dropped after the start",
+            AfterStart::Dropped if need.when.applies(here) => "dropped after the start",
+            AfterStart::Kept | AfterStart::Dropped => "not needed here, and dropped",
         };
         return Finding::yes(subject, format!("to {purpose}; {after_start}"));
     }
