@@ -118,12 +118,11 @@ impl Sentinel {
     pub fn install_with(lab: &Lab, settings: &Settings) -> Result<Self> {
         let config_dir = settings.config_dir.clone();
         let config_dir = config_dir.unwrap_or_else(|| lab.postfix.config_dir());
-        let sentinel = Self::install_for(lab.base(), &[config_dir], settings)?;
-        let beside = match settings.beside_postfix {
-            true => Some((lab.server().handle()?, lab.postfix.master_pid())),
-            false => None,
-        };
-        Ok(Self { beside, ..sentinel })
+        let mut sentinel = Self::install_for(lab.base(), &[config_dir], settings)?;
+        if settings.beside_postfix {
+            sentinel.beside = Some((lab.server().handle()?, lab.postfix.master_pid()));
+        }
+        Ok(sentinel)
     }
 
     /// Writes the configuration for the Postfix of each of `config_dirs`, below the directory `base`.

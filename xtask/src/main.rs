@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod kernels;
 mod lab;
 mod packages;
 mod setup;
@@ -44,6 +45,15 @@ enum Task {
         /// Run only the tests whose name contains this, and no other check
         #[arg(long)]
         filter: Option<String>,
+        /// Leave out the oldest and the newest kernel in qemu, which need a mirror of Debian and some minutes
+        #[arg(long)]
+        no_kernels: bool,
+    },
+    /// Boot Debian's kernels in qemu, play the probes' scenarios on each, and write down what runs where
+    Kernels {
+        /// Only these: 5.10, 6.1, 6.12, 7, oldest, newest; the table in the docs stays as it is then
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
     },
     /// Set up, then show the main job: calm, flood, trip, clear, on a real Postfix in network namespaces
     Demo,
@@ -61,7 +71,8 @@ fn main() -> ExitCode {
         Task::Setup { check: true } => setup::check(),
         Task::Setup { check: false } => setup::run(),
         Task::Build { release } => build(release),
-        Task::Test { filter } => test::run(filter.as_deref()),
+        Task::Test { filter, no_kernels } => test::run(filter.as_deref(), !no_kernels),
+        Task::Kernels { only } => kernels::run(&only),
         Task::Demo => demo::run(),
         Task::Bench { arguments } => bench::run(&arguments),
     };

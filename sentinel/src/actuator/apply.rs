@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::check::CheckError;
 use super::entry::{Act, Action, Digest, HistoryEntry, Intent, IntentId, Kind, Outcome};
 use super::file::{ConfigDir, Content, FileError, MASTER_CF};
 use super::replace::{CommitError, Draft};
@@ -44,6 +45,15 @@ impl Actuator {
         Ok(self
             .checker(&target.master)
             .edited(dir.path(), &original.bytes, &candidate, &mut self.passed)?)
+    }
+
+    /// Whether the master would live through reading its files as they are now, which every reload of ours is held to.
+    /// An error of reading them is none here: whoever wants to change them meets it.
+    pub fn reloadable(&self, master: &Master) -> Result<(), CheckError> {
+        let bytes = ConfigDir::open(&master.config_dir).and_then(|dir| dir.read_followed());
+        bytes.map_or(Ok(()), |bytes| {
+            self.checker(master).reloadable(&master.config_dir, &bytes)
+        })
     }
 
     fn try_trip(&mut self, target: &Target, now: Now, trail: &mut Trail) -> Result<InFlight, ActError> {

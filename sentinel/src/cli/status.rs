@@ -244,6 +244,8 @@ smtp-sentinel 0.1.0, mode enforce
     verdict      unknown
     not known    limit, pressure: the kernel has no counts for a listener behind postscreen
 
+capabilities kept: CAP_SYS_PTRACE CAP_NET_ADMIN
+
 probes: 1 of 2 not ok
   greeting  unsupported: no cgroup2 mount; greeting latency is not measured
 "

@@ -15,6 +15,7 @@ use sentinel_ebpf::{AF_INET, AF_INET6, ListenerKey, ListenerStats, PORT_WORDS, S
 use super::error::Error;
 use super::log::Drain;
 use super::offsets;
+use super::overflow::{self, OverflowSource};
 use super::sources::{SourceMaps, Sources};
 use crate::privileges::{Capabilities, Capability};
 use crate::signals::ListenerId;
@@ -97,6 +98,15 @@ impl Kernel {
         }))
     }
 
+    /// Says by which source overflows are counted, or why each of them is not to be had.
+    pub(super) fn attach_overflow(
+        &mut self,
+        sources: &[OverflowSource],
+        capabilities: &Capabilities,
+    ) -> Result<OverflowSource, Vec<(OverflowSource, Error)>> {
+        overflow::attach(&mut self.ebpf, sources, capabilities)
+    }
+
     /// Counts the listener in the slot, from zero.
     pub(super) fn watch(&mut self, listener: &ListenerId, slot: SlotId) -> Result<(), Error> {
         let cpus = self.stats.get(&slot.index(), 0)?.len();
@@ -152,7 +162,9 @@ impl Kernel {
     pub(super) fn runs(&self) -> u64 {
         self.ebpf
             .programs()
-            .map(|(_, program)| program.info().unwrap().run_count())
+            // Of the programs of a source that does not serve there is nothing to know.
+            .filter_map(|(_, program)| program.info().ok())
+            .map(|info| info.run_count())
             .sum()
     }
 
@@ -171,7 +183,7 @@ where
     Ok(map.try_into()?)
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Error>
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Error>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {

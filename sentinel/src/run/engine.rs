@@ -186,8 +186,13 @@ impl Engine {
     fn report(&self, now: Now) {
         let permitted = self.hands.permitted();
         for instance in &self.instances {
-            self.board
-                .set_accept_overflows(&instance.id, listen_overflows(instance.master.pid).ok());
+            // Either by listener or for the whole namespace, never both: their sum would count drops twice.
+            let of_namespace = if self.probes.sees_overflows() {
+                None
+            } else {
+                listen_overflows(instance.master.pid).ok()
+            };
+            self.board.set_accept_overflows(&instance.id, of_namespace);
         }
         let instances = self
             .instances
@@ -208,6 +213,9 @@ fn instance_actionable(instance: &Instance, permitted: &Result<(), String>) -> R
     if !instance.trouble.is_empty() {
         return Err(instance.trouble.clone());
     }
+    if let Some(broken) = &instance.broken {
+        return Err(broken.clone());
+    }
     permitted.clone().and_then(|()| instance.replaceable.clone())
 }
 
@@ -219,12 +227,13 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         return false;
     }
     if instance.refresh(config, now.mono) {
+        notice_broken_files(instance, hands, now);
         if hands.mode() == Mode::Enforce {
             notice_outside_edits(instance, hands, now);
         }
         for index in 0..instance.services.len() {
             let service = &instance.services[index];
-            if service.watched.actionable.is_ok() && !service.in_force() {
+            if instance.broken.is_none() && service.watched.actionable.is_ok() && !service.in_force() {
                 hands.rehearse(&instance.target(index), now);
             }
         }
@@ -242,6 +251,21 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
     true
 }
 
+/// Somebody has broken the configuration, or mended it: an alarm, and its end.
+fn notice_broken_files(instance: &mut Instance, hands: &mut Hands, now: Now) {
+    let broken = hands.deadly(&instance.master);
+    if broken == instance.broken {
+        return;
+    }
+    hands.alarm(&instance.id, broken.as_deref(), now);
+    instance.broken = broken;
+    // A clear that came meanwhile took our lines out, and the master still runs with them.
+    let waiting = instance.broken.is_none() && !instance.services.iter().any(Service::in_force);
+    if waiting && hands.mode() == Mode::Enforce {
+        hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
+    }
+}
+
 /// Somebody took our lines out: their file, their decision. The state follows, and nothing is put back.
 fn notice_outside_edits(instance: &mut Instance, hands: &mut Hands, now: Now) {
     let mut lost = false;
@@ -250,7 +274,11 @@ fn notice_outside_edits(instance: &mut Instance, hands: &mut Hands, now: Now) {
         .iter_mut()
         .filter(|service| service.in_force() && !service.lines_in_file)
     {
-        let what = "our lines are no longer in master.cf: somebody else took them out, and they stay out";
+        let what = if instance.broken.is_some() {
+            "our lines are no longer in master.cf, and stay out; the master is told when the file is whole again"
+        } else {
+            "our lines are no longer in master.cf: somebody else took them out, and they stay out"
+        };
         hands.outside_edit(
             &instance.id,
             &service.watched.id,

@@ -47,6 +47,8 @@ pub(super) struct Instance {
     pub(super) services: Vec<Service>,
     /// Why nothing of it can be watched; empty when it can.
     pub(super) trouble: String,
+    /// What would stop this Postfix if it read its configuration files as they are now.
+    pub(super) broken: Option<String>,
     /// Whether master.cf could be replaced, as of a few seconds ago; else why not.
     pub(super) replaceable: Result<(), String>,
     processes: Processes,
@@ -87,6 +89,7 @@ impl Instance {
             budget: Budget::new(config.act.min_interval, config.act.max_reloads_per_hour),
             services: Vec::new(),
             trouble: String::new(),
+            broken: None,
             replaceable: Ok(()),
             processes: Processes::default(),
             eyes,

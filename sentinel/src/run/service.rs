@@ -49,7 +49,7 @@ impl Service {
             seen: None,
             under_way: None,
             lines_in_file: false,
-            shedding: Shedding::default(),
+            shedding: Shedding::new(config.detect.dwell),
         }
     }
 

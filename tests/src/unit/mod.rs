@@ -1,7 +1,7 @@
 //! Runs a program as a systemd unit file would have it run, where no systemd runs: the same capabilities, mounts, limits
 //! and system-call filter, read from the file itself, so that a line that breaks the daemon breaks a test.
 //!
-//! What cannot be had without systemd, or is of no effect in a test, is named in [`NOT_APPLIED`]; a setting that is in
+//! What cannot be had without systemd, or is of no effect in a test, is named in `NOT_APPLIED`; a setting that is in
 //! neither list is refused, so that nobody adds one unnoticed.
 
 mod filter;
