@@ -275,7 +275,7 @@ mod tests {
         let losses = [("421 at EHLO", 1), ("421 at the greeting", 1)];
         assert_eq!(
             crowd.losses,
-            losses.map(|(loss, count)| (loss.to_owned(), count)).into()
+            BTreeMap::from(losses.map(|(loss, count)| (loss.to_owned(), count)))
         );
         assert_eq!((crowd.greeting_p50_ms, crowd.greeting_p99_ms), (Some(1.0), None));
     }
