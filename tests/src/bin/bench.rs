@@ -77,7 +77,7 @@ fn bench(arguments: &Arguments) -> Result<bool> {
     if !arguments.stored {
         run(arguments, &profiles, &store)?;
     }
-    let mut outcomes = store.outcomes()?;
+    let mut outcomes = store.outcomes();
     outcomes.retain(|outcome| profiles.iter().any(|profile| profile.name == outcome.profile));
     if arguments.stored {
         for outcome in &outcomes {
