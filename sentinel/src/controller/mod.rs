@@ -5,6 +5,7 @@
 //! letting go, so that an attacker who pulses is met by stress mode that stays on, not by one reload a pulse.
 
 mod budget;
+mod headroom;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 pub use self::budget::Budget;
+pub use self::headroom::{Headroom, RoomGate, RoomPlan};
 use crate::detector::{Verdict, VerdictKind};
 
 /// Trips further back than this do not count as relapses.

@@ -13,8 +13,9 @@ use super::service::Service;
 use crate::actuator::Progress;
 use crate::clock::Now;
 use crate::config::Config;
-use crate::controller::{Act, Gate, Plan, State, Transition};
+use crate::controller::{Act, Gate, Plan, RoomGate, RoomPlan, State, Transition};
 use crate::postfix::discovery;
+use crate::postfix::edit::Change;
 use crate::probes::{ListenerReading, Probes};
 use crate::signals::ListenerId;
 use crate::signals::overflows::listen_overflows;
@@ -231,24 +232,36 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         if hands.mode() == Mode::Enforce {
             notice_outside_edits(instance, hands, now);
         }
-        for index in 0..instance.services.len() {
-            let service = &instance.services[index];
-            if instance.broken.is_none() && service.watched.actionable.is_ok() && !service.in_force() {
-                hands.rehearse(&instance.target(index), now);
-            }
+        for service in &mut instance.services {
+            service.rehearsed = None;
         }
     }
-    let Some(found) = instance.look(config, now.mono) else {
+    let found = instance.look(config, now.mono);
+    rehearse(instance, hands, now);
+    let Some(found) = found else {
         return false;
     };
     for (index, found) in found.into_iter().enumerate() {
         let look = found.combine(&instance.services[index].watched, instance.master.netns, probed);
         instance.services[index].see(look);
         decide(instance, index, hands, now);
+        decide_on_room(instance, index, hands, now);
         shed(instance, index, hands, config, now);
     }
     verify(instance, hands, true, now);
     true
+}
+
+/// Has the questions of the trip that may come asked beforehand, once for each file and each number of slots.
+fn rehearse(instance: &mut Instance, hands: &mut Hands, now: Now) {
+    for index in 0..instance.services.len() {
+        let service = &mut instance.services[index];
+        let change = service.change(true);
+        let wanted = service.watched.actionable.is_ok() && !service.in_force() && instance.broken.is_none();
+        if wanted && service.rehearsed.replace(change) != Some(change) {
+            hands.rehearse(&instance.target(index), change, now);
+        }
+    }
 }
 
 /// Somebody has broken the configuration, or mended it: an alarm, and its end.
@@ -260,7 +273,7 @@ fn notice_broken_files(instance: &mut Instance, hands: &mut Hands, now: Now) {
     hands.alarm(&instance.id, broken.as_deref(), now);
     instance.broken = broken;
     // A clear that came meanwhile took our lines out, and the master still runs with them.
-    let waiting = instance.broken.is_none() && !instance.services.iter().any(Service::in_force);
+    let waiting = instance.broken.is_none() && !instance.services.iter().any(Service::has_ours);
     if waiting && hands.mode() == Mode::Enforce {
         hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
     }
@@ -293,11 +306,31 @@ fn notice_outside_edits(instance: &mut Instance, hands: &mut Hands, now: Now) {
         }
         lost = true;
     }
+    lost |= notice_own_maxproc(instance, hands, now);
     // Nothing of ours is left in the file: the journal's account of it is closed, and the master told once if it may
     // still run with what is no longer written anywhere.
-    if lost && !instance.services.iter().any(Service::in_force) {
+    if lost && !instance.services.iter().any(Service::has_ours) {
         hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
     }
+}
+
+/// Somebody has set maxproc himself while headroom was in force: it stays as it is now. `true` when there was such.
+fn notice_own_maxproc(instance: &mut Instance, hands: &mut Hands, now: Now) -> bool {
+    let mut lost = false;
+    for service in &mut instance.services {
+        if !service.headroom.raised() || service.watched.own_limit.is_some() {
+            continue;
+        }
+        let what = "maxproc is no longer what we had raised it to: somebody else has set it, and it stays so";
+        let state = service.controller.state();
+        hands.outside_edit(&instance.id, &service.watched.id, what, state, now);
+        service.headroom.lost(now.mono);
+        if !service.in_force() {
+            instance.budget.release();
+        }
+        lost = true;
+    }
+    lost
 }
 
 fn decide(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
@@ -346,15 +379,26 @@ fn carry_out(
     let target = instance.target(index);
     let service = &mut instance.services[index];
     let id = service.watched.id.clone();
+    let (change, had_ours) = (service.change(true), service.has_ours());
     let result = match act {
-        Act::Trip => hands.trip(&target, &reasons, now),
+        Act::Trip => hands.trip(&target, change, &reasons, now),
         Act::Clear => hands.clear(&target, &reasons, now),
     };
     let done = result.is_ok();
     if done {
         match act {
-            Act::Trip => instance.budget.trip(now.mono),
-            Act::Clear => instance.budget.clear(now.mono),
+            Act::Trip => {
+                instance.budget.trip(now.mono);
+                if had_ours {
+                    // One clear takes both back.
+                    instance.budget.release();
+                }
+                service.raised_to(change.maxproc, now.mono);
+            }
+            Act::Clear => {
+                instance.budget.clear(now.mono);
+                service.lowered(now.mono);
+            }
         }
     }
     if let Ok(Done::InFlight(in_flight)) = result {
@@ -362,6 +406,64 @@ fn carry_out(
     }
     if let Some(change) = service.controller.settle(now.mono, act, done, reasons) {
         hands.transition(&instance.id, &id, change, now);
+    }
+}
+
+/// More slots, where stress mode is not what helps, or is on already without us.
+fn decide_on_room(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
+    let permitted = instance_actionable(instance, &hands.permitted())
+        .and_then(|()| instance.services[index].watched.actionable.clone())
+        .and_then(|()| instance.budget.may_trip(now.mono));
+    let target = instance.target(index);
+    let service = &mut instance.services[index];
+    let (Some(seen), None) = (&service.seen, &service.under_way) else {
+        return;
+    };
+    let gate = RoomGate {
+        state: service.controller.state(),
+        native_stress: service.watched.native && seen.sample.native_stress.value() == Some(&true),
+        room: service.room.clone(),
+        permitted,
+    };
+    let verdict = seen.verdict.clone();
+    let clear_dwell = service.controller.clear_dwell();
+    let result = match service.headroom.step(now.mono, &verdict, clear_dwell, &gate) {
+        RoomPlan::Nothing => return,
+        RoomPlan::Alert { reasons } => {
+            if let Some((why, rest)) = reasons.split_first() {
+                hands.refusal(&instance.id, &service.watched.id, why.clone(), rest, now);
+            }
+            return;
+        }
+        RoomPlan::Raise { maxproc, reasons } => {
+            let change = Change {
+                stress: false,
+                maxproc: Some(maxproc),
+            };
+            let result = hands.trip(&target, change, &reasons, now);
+            match result.is_ok() {
+                true => {
+                    instance.budget.trip(now.mono);
+                    service.raised_to(change.maxproc, now.mono);
+                }
+                false => service.headroom.settle(now.mono, true, false),
+            }
+            result
+        }
+        RoomPlan::Lower { reasons } => {
+            let result = hands.clear(&target, &reasons, now);
+            match result.is_ok() {
+                true => {
+                    instance.budget.clear(now.mono);
+                    service.lowered(now.mono);
+                }
+                false => service.headroom.settle(now.mono, false, false),
+            }
+            result
+        }
+    };
+    if let Ok(Done::InFlight(in_flight)) = result {
+        service.under_way = Some(*in_flight);
     }
 }
 
@@ -412,8 +514,14 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
                 if let Some(under_way) = service.under_way.take() {
                     hands.failed(under_way, &why, now);
                 }
-                if let Some(change) = service.controller.lost(now.mono, why) {
+                if service.has_ours() {
                     instance.budget.clear(now.mono);
+                }
+                if service.headroom.raised() {
+                    service.lowered(now.mono);
+                    service.headroom.lost(now.mono);
+                }
+                if let Some(change) = service.controller.lost(now.mono, why) {
                     hands.transition(&instance.id, &service.watched.id, change, now);
                 }
             }
@@ -423,7 +531,7 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
 
 /// Takes everything of ours out of the files of this instance.
 fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
-    if !instance.services.iter().any(Service::in_force) {
+    if !instance.services.iter().any(Service::has_ours) {
         return;
     }
     if hands.mode() == Mode::Enforce {

@@ -330,6 +330,7 @@ impl Found {
         Look {
             at: self.at,
             limit: Reading::exact(service.limit, self.at),
+            own_limit: service.own_limit,
             smtpd: self.smtpd,
             slots: self.slots,
             listeners: listeners.collect(),

@@ -9,7 +9,7 @@ fn others_work_stays() {
     let bench = Bench::new();
     bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap();
     bench.reloads();
     let theirs = b"relay     unix  -       -       y       -       -       smtp\n";
@@ -39,7 +39,7 @@ fn the_journal_is_lost() {
     let bench = Bench::new();
     bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap();
     bench.reloads();
     std::fs::remove_dir_all(bench.state()).unwrap();
@@ -62,7 +62,7 @@ fn replaced_by_the_admin() {
     let bench = Bench::new();
     bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap();
     bench.reloads();
     let theirs = b"smtp inet n - y - 50 smtpd\n";
@@ -88,7 +88,9 @@ fn replaced_by_the_admin() {
 fn broken_by_somebody_else() {
     let bench = Bench::new();
     let mut actuator = bench.actuator();
-    actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
+    actuator
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
+        .unwrap();
     bench.reloads();
     let broken = [bench.bytes().as_slice(), b"relay unix\n"].concat();
     std::fs::write(bench.file(), &broken).unwrap();
@@ -118,7 +120,7 @@ fn broken_just_before_the_signal() {
     }));
     bench
         .actuator_with(steps)
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap_err();
     assert!(bench.reloads().is_empty());
     assert_eq!(bench.bytes(), [ORIGINAL, "relay unix\n"].concat().into_bytes());
@@ -134,7 +136,7 @@ fn changed_while_we_were_at_it() {
     }));
     let error = bench
         .actuator_with(steps)
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap_err();
     assert!(matches!(error, ActError::File(FileError::Changed(_))), "{error}");
     assert_eq!(bench.bytes(), b"smtp inet n - y - 7 smtpd\n");
@@ -146,7 +148,7 @@ fn an_admins_own_stress_is_refused() {
     let bench = Bench::with(b"smtp inet n - y - - smtpd -o stress=\n");
     bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap_err();
     assert_eq!(bench.bytes(), b"smtp inet n - y - - smtpd -o stress=\n");
     assert_eq!(bench.history().pop().unwrap().outcome, Some(Outcome::Refused));
@@ -158,7 +160,9 @@ fn clear_without_a_trip_is_refused_and_after_the_admins_removal_tells_the_master
     let mut actuator = bench.actuator();
     let error = actuator.clear(&bench.target(), &why(), clock::now()).unwrap_err();
     assert!(matches!(error, ActError::NothingOfOurs { .. }));
-    actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
+    actuator
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
+        .unwrap();
     bench.reloads();
     std::fs::write(bench.file(), ORIGINAL).unwrap();
     actuator.clear(&bench.target(), &why(), clock::now()).unwrap();
@@ -201,7 +205,7 @@ fn what_must_not_be_replaced_is_not() {
         let before = std::fs::symlink_metadata(bench.file()).unwrap();
         let error = bench
             .actuator()
-            .trip(&bench.target(), &why(), clock::now())
+            .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
             .unwrap_err();
         assert!(error.to_string().contains(words), "{words}: {error}");
         let after = std::fs::symlink_metadata(bench.file()).unwrap();
@@ -220,7 +224,7 @@ fn made_a_link_while_stressed() {
     let bench = Bench::new();
     bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap();
     bench.reloads();
     std::fs::rename(bench.file(), bench.dir().join("real")).unwrap();
@@ -238,7 +242,7 @@ fn a_file_that_is_missing_is_not_reloaded() {
     let bench = Bench::new();
     bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap();
     bench.reloads();
     std::fs::remove_file(bench.file()).unwrap();
@@ -262,12 +266,16 @@ fn a_second_sentinel_is_refused() {
     let elsewhere = bench.home.path().join("other-state");
     let masters = Box::new(bench.paper.clone());
     let mut second = Actuator::open_with(&elsewhere, ReloadMode::Signal, masters, Steps::default()).unwrap();
-    let error = second.trip(&bench.target(), &why(), clock::now()).unwrap_err();
+    let error = second
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
+        .unwrap_err();
     assert!(
         matches!(error, ActError::Lock(LockError::Claimed { .. })),
         "{error}"
     );
-    first.trip(&bench.target(), &why(), clock::now()).unwrap();
+    first
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
+        .unwrap();
     let report = second.restore(&[bench.dir().to_owned()], clock::now());
     assert!(!report.complete());
     assert_eq!(edit::ours(&bench.bytes()), [id("smtp")]);
@@ -319,7 +327,7 @@ fn a_refused_candidate_never_reaches_the_file() {
         let before = state(&bench);
         let error = bench
             .actuator()
-            .trip(&bench.target(), &why(), clock::now())
+            .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
             .unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
         assert_eq!(state(&bench), before, "{words}");
