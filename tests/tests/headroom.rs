@@ -41,11 +41,10 @@ fn wait_limit(daemon: &Daemon<'_>, limit: u32) {
 
 fn maxproc(lab: &Lab) -> String {
     let text = String::from_utf8(lab.postfix.master_cf().expect("it is there")).expect("it is text");
-    let entry = text
-        .lines()
-        .find(|line| line.starts_with("smtp ") && line.contains("inet"));
-    let column = entry.and_then(|entry| entry.split_whitespace().nth(6));
-    column.expect("there is smtp/inet").to_owned()
+    let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let mut entries = text.lines().map(fields);
+    let entry = entries.find(|fields| fields.starts_with(&["smtp".to_owned(), "inet".to_owned()]));
+    entry.expect("there is smtp/inet")[6].clone()
 }
 
 #[test]

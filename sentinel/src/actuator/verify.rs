@@ -49,6 +49,11 @@ pub struct Verification {
 }
 
 impl Verification {
+    /// When the master was signalled.
+    pub fn signalled(&self) -> Instant {
+        self.signalled
+    }
+
     /// `workers` are those of the instance's own master; those of other services do not matter.
     pub fn step(&self, now: Instant, master_alive: bool, workers: &[Smtpd]) -> Progress {
         if !master_alive {

@@ -120,6 +120,8 @@ pub struct Controller {
     dwell: Dwell,
     state: State,
     hogged_since: Option<Instant>,
+    /// The last look that did not find the slots hogged.
+    not_hogged_at: Option<Instant>,
     calm_since: Option<Instant>,
     blind_since: Option<Instant>,
     retry_at: Option<Instant>,
@@ -135,6 +137,7 @@ impl Controller {
             dwell,
             state: State::Normal,
             hogged_since: None,
+            not_hogged_at: None,
             calm_since: None,
             blind_since: None,
             retry_at: None,
@@ -214,6 +217,12 @@ impl Controller {
         (self.state != State::Normal).then(|| self.go(State::Normal, vec![reason]))
     }
 
+    /// Since when the slots have been hogged: the last look that did not find it, and the first that did.
+    pub fn crossing(&self) -> Option<(Instant, Instant)> {
+        let since = self.hogged_since?;
+        Some((self.not_hogged_at.unwrap_or(since), since))
+    }
+
     /// How long hogged has to last: patient on a slow ramp, and never longer than a quarter of the time that is left
     /// until the last slot is gone. Below saturation is the time to act.
     fn trip_dwell(&self, verdict: &Verdict) -> Duration {
@@ -230,6 +239,9 @@ impl Controller {
 
     fn watch(&mut self, now: Instant, kind: VerdictKind) {
         let keep = |since: Option<Instant>, holds: bool| holds.then(|| since.unwrap_or(now));
+        if kind != VerdictKind::Hogged {
+            self.not_hogged_at = Some(now);
+        }
         self.hogged_since = keep(self.hogged_since, kind == VerdictKind::Hogged);
         self.calm_since = keep(self.calm_since, kind == VerdictKind::Calm);
         self.blind_since = keep(self.blind_since, kind == VerdictKind::Unknown);

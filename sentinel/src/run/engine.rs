@@ -380,6 +380,7 @@ fn carry_out(
     let service = &mut instance.services[index];
     let id = service.watched.id.clone();
     let (change, had_ours) = (service.change(true), service.has_ours());
+    let crossing = service.controller.crossing().filter(|_| act == Act::Trip);
     let result = match act {
         Act::Trip => hands.trip(&target, change, &reasons, now),
         Act::Clear => hands.clear(&target, &reasons, now),
@@ -401,12 +402,26 @@ fn carry_out(
             }
         }
     }
+    let mut detail = serde_json::Value::Null;
     if let Ok(Done::InFlight(in_flight)) = result {
+        if let Some(crossing) = crossing {
+            detail = reaction(crossing, now.mono, in_flight.verification.signalled());
+        }
         service.under_way = Some(*in_flight);
     }
     if let Some(change) = service.controller.settle(now.mono, act, done, reasons) {
-        hands.transition(&instance.id, &id, change, now);
+        hands.transition_with(&instance.id, &id, change, detail, now);
     }
+}
+
+/// How soon a trip came, in parts: until the condition was seen, how long it had to last, and until the master was told.
+fn reaction((before, seen): (Instant, Instant), decided: Instant, signalled: Instant) -> serde_json::Value {
+    let ms = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e3;
+    serde_json::json!({ "reaction": {
+        "unseen_ms": ms(before, seen),
+        "dwell_ms": ms(seen, decided),
+        "act_ms": ms(decided, signalled),
+    } })
 }
 
 /// More slots, where stress mode is not what helps, or is on already without us.

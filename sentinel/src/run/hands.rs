@@ -207,6 +207,18 @@ impl Hands {
     }
 
     pub(super) fn transition(&mut self, instance: &str, service: &ServiceId, change: Transition, now: Now) {
+        self.transition_with(instance, service, change, serde_json::Value::Null, now);
+    }
+
+    /// With what else is known of it.
+    pub(super) fn transition_with(
+        &mut self,
+        instance: &str,
+        service: &ServiceId,
+        change: Transition,
+        detail: serde_json::Value,
+        now: Now,
+    ) {
         let Transition { from, to, reasons } = change;
         tracing::warn!(%instance, %service, "{from} -> {to}: {}", reasons.join("; "));
         self.board.count_transition(instance, &service.to_string(), to);
@@ -214,6 +226,7 @@ impl Hands {
             from: Some(from),
             to: Some(to),
             reasons,
+            detail,
             outcome: (self.mode == Mode::DryRun).then_some(Outcome::DryRun),
             ..entry(Kind::Transition, instance, service, now)
         });

@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::reaction::{self, Reaction};
 use super::report::Outcome;
 use super::{docs, plot, profiles, table};
+
+const REACTION: &str = "reaction.json";
 
 /// A directory of results.
 #[derive(Debug, Clone)]
@@ -56,6 +59,23 @@ impl Store {
         outcomes
     }
 
+    /// Keeps how soon the daemon acts, in place of what was there.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn keep_reaction(&self, reaction: &Reaction) -> Result<()> {
+        write(
+            &self.directory.join(REACTION),
+            &(serde_json::to_string(reaction)? + "\n"),
+        )
+    }
+
+    /// `None` where it was not measured.
+    pub fn reaction(&self) -> Option<Reaction> {
+        let text = fs::read_to_string(self.directory.join(REACTION)).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
     /// Puts tables and pictures of all runs into the page `docs/benchmark.md` below `root`.
     ///
     /// # Errors
@@ -68,6 +88,9 @@ impl Store {
         let mut page = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let outcomes = self.outcomes();
         page = docs::replace(&page, "summary", &table::summary(&outcomes))?;
+        if let Some(reaction) = self.reaction() {
+            page = docs::replace(&page, "reaction", &reaction::table(&reaction))?;
+        }
         for outcome in &outcomes {
             let name = &outcome.profile;
             write(&pictures.join(format!("{name}.svg")), &plot::draw(outcome)?)?;
