@@ -32,16 +32,27 @@ pub struct Attack {
     pub reconnect: Option<Duration>,
     /// Sends NOOP every so often, so as not to be silent; `None` is silent.
     pub noop_every: Option<Duration>,
+    /// Leaves by itself so long after it connected, as port scanners and health checks do; `None` stays.
+    pub leave_after: Option<Duration>,
     pub seed: u64,
 }
 
 impl Attack {
+    /// `count` silent ones within a second.
+    pub fn burst(count: usize) -> Self {
+        Self::silent(Arrival::Evenly {
+            count,
+            within: Duration::from_secs(1),
+        })
+    }
+
     /// Silent attackers that stay away once dropped.
     pub fn silent(arrival: Arrival) -> Self {
         Self {
             arrival,
             reconnect: None,
             noop_every: None,
+            leave_after: None,
             seed: 0xa77a_c4e5,
         }
     }
@@ -155,7 +166,16 @@ impl Attack {
         loop {
             // A connect that fails (the backlog is full, or the server is gone) is tried again like a lost connection.
             if let Ok(stream) = load::connect(source).await {
-                self.hold(stream, book).await;
+                let entry = enter(book);
+                match self.leave_after {
+                    None => self.hold(stream, book, entry).await,
+                    Some(stay) => {
+                        let stayed = timeout(stay, self.hold(stream, book, entry)).await;
+                        if stayed.is_err() {
+                            note(book, entry, |hold| hold.ended = Some(clock::now()));
+                        }
+                    }
+                }
             }
             match self.reconnect {
                 Some(pause) => sleep(pause).await,
@@ -165,22 +185,7 @@ impl Attack {
     }
 
     /// Sits until the server ends the connection.
-    async fn hold(&self, mut stream: TcpStream, book: &Book) {
-        let entry = {
-            let mut holds = book.lock().unwrap_or_else(PoisonError::into_inner);
-            holds.push(Hold {
-                connected: clock::now(),
-                greeted: None,
-                ended: None,
-                dropped: false,
-            });
-            holds.len() - 1
-        };
-        let note = |change: &dyn Fn(&mut Hold)| {
-            if let Some(hold) = book.lock().unwrap_or_else(PoisonError::into_inner).get_mut(entry) {
-                change(hold);
-            }
-        };
+    async fn hold(&self, mut stream: TcpStream, book: &Book, entry: usize) {
         let mut input = [0; 512];
         loop {
             let read = match self.noop_every {
@@ -189,7 +194,7 @@ impl Attack {
             };
             match read {
                 Ok(Ok(0) | Err(_)) => break,
-                Ok(Ok(_)) => note(&|hold| {
+                Ok(Ok(_)) => note(book, entry, |hold| {
                     hold.greeted.get_or_insert_with(clock::now);
                 }),
                 // To speak before the greeting would be a pipelining offence, not a silent client's trick.
@@ -205,9 +210,27 @@ impl Attack {
                 }
             }
         }
-        note(&|hold| {
+        note(book, entry, |hold| {
             hold.ended = Some(clock::now());
             hold.dropped = true;
         });
+    }
+}
+
+/// Begins an entry, and returns where it is.
+fn enter(book: &Book) -> usize {
+    let mut holds = book.lock().unwrap_or_else(PoisonError::into_inner);
+    holds.push(Hold {
+        connected: clock::now(),
+        greeted: None,
+        ended: None,
+        dropped: false,
+    });
+    holds.len() - 1
+}
+
+fn note(book: &Book, entry: usize, change: impl FnOnce(&mut Hold)) {
+    if let Some(hold) = book.lock().unwrap_or_else(PoisonError::into_inner).get_mut(entry) {
+        change(hold);
     }
 }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
+use smtp_sentinel::controller::State;
 use smtp_sentinel::status::{Report, Service};
 
 use crate::Lab;
@@ -26,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// the defaults.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Names the directory in the lab's: a second sentinel needs one of its own.
+    pub name: String,
     /// Instead of the lab's own configuration directory.
     pub config_dir: Option<PathBuf>,
     /// Lines of `[detect]`.
@@ -41,6 +44,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            name: "sentinel".to_owned(),
             config_dir: None,
             detect: "dwell = \"3s\"\ntrip_dwell = \"1s\"".to_owned(),
             act: "mode = \"enforce\"\nmin_interval = \"1s\"".to_owned(),
@@ -109,11 +113,12 @@ impl Sentinel {
     /// The program is not built, or older than its sources.
     pub fn install_with(lab: &Lab, settings: &Settings) -> Result<Self> {
         let program = program()?;
-        let base = lab.base().join("sentinel");
+        let base = lab.base().join(&settings.name);
         fs::create_dir(&base).with_context(|| format!("making {}", base.display()))?;
         // The daemon takes no port of ours to be told: a free one is chosen here, and the gap until it binds is accepted.
         let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let Settings {
+            name: _,
             config_dir,
             detect,
             act,
@@ -313,6 +318,24 @@ impl Daemon<'_> {
         found.with_context(|| format!("last status of smtp/inet: {last:#?}"))
     }
 
+    /// Waits until `smtp inet` is in this state.
+    ///
+    /// # Errors
+    /// As [`Self::wait_service`].
+    pub fn wait_state(&self, state: State) -> Result<Service> {
+        let what = format!("smtp/inet to be {state}");
+        self.wait_service(&what, PATIENCE, |service| service.state == state)
+    }
+
+    /// Waits until the detector says this of `smtp inet`.
+    ///
+    /// # Errors
+    /// As [`Self::wait_service`].
+    pub fn wait_verdict(&self, kind: &str) -> Result<Service> {
+        let what = format!("the verdict {kind} on smtp/inet");
+        self.wait_service(&what, PATIENCE, |service| service.verdict.kind == kind)
+    }
+
     /// /metrics, read.
     ///
     /// # Errors
@@ -331,6 +354,28 @@ impl Daemon<'_> {
         Ok(body)
     }
 
+    /// # Errors
+    /// No process has such a number.
+    pub fn pid(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.process.id())?))
+    }
+
+    /// SIGSTOP: it stands still, as on a machine that is starved or suspended.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn freeze(&self) -> Result<()> {
+        Ok(kill(self.pid()?, Signal::SIGSTOP)?)
+    }
+
+    /// SIGCONT, after [`Self::freeze`].
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn thaw(&self) -> Result<()> {
+        Ok(kill(self.pid()?, Signal::SIGCONT)?)
+    }
+
     /// kill -9: no chance to put anything in order.
     ///
     /// # Errors
@@ -346,7 +391,7 @@ impl Daemon<'_> {
     /// # Errors
     /// It does not end within a minute.
     pub fn terminate(mut self) -> Result<Option<i32>> {
-        kill(Pid::from_raw(i32::try_from(self.process.id())?), Signal::SIGTERM)?;
+        kill(self.pid()?, Signal::SIGTERM)?;
         let status = wait_for("the daemon to end after SIGTERM", PATIENCE, || {
             Ok(self.process.try_wait()?)
         })?;

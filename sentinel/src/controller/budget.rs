@@ -64,6 +64,16 @@ impl Budget {
         self.release();
     }
 
+    /// Whether a reload can be paid for that gives back what nobody has set one aside for.
+    pub fn may_give_back(&self, now: Instant) -> bool {
+        self.in_last_hour(now) + self.owed < self.per_hour
+    }
+
+    /// Such a reload.
+    pub fn give_back(&mut self, now: Instant) {
+        self.spend(now);
+    }
+
     /// What was set aside for a clear is not needed: somebody else has taken our lines out.
     pub fn release(&mut self) {
         self.owed = self.owed.saturating_sub(1);

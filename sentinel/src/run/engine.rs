@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::hands::{Done, Hands};
 use super::instance::Instance;
-use super::report;
 use super::service::Service;
+use super::{outside, report};
 use crate::actuator::{Progress, Target};
-use crate::clock::Now;
+use crate::clock::{self, Now};
 use crate::config::Config;
 use crate::controller::{Act, Gate, Plan, State, Transition};
 use crate::postfix::discovery;
@@ -134,7 +134,10 @@ impl Engine {
             }
         }
         self.forget_stopped(now);
-        self.instances.iter_mut().for_each(Instance::try_replaceable);
+        for instance in &mut self.instances {
+            let claimed = self.hands.claim(&instance.master.config_dir);
+            instance.try_replaceable(claimed);
+        }
     }
 
     fn forget_stopped(&mut self, now: Now) {
@@ -200,49 +203,26 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         verify(instance, hands, false, now);
         return false;
     }
-    if instance.refresh(config, now.mono) && hands.mode() == Mode::Enforce {
-        notice_outside_edits(instance, hands, now);
+    let reread = instance.refresh(config, now.mono);
+    if hands.mode() == Mode::Enforce {
+        if let Some(reread) = reread {
+            outside::notice(instance, reread, hands, now);
+        }
+        outside::give_back_strays(instance, hands, now);
     }
     let Some(found) = instance.look(config, now.mono) else {
         return false;
     };
+    // The time of the judgement is after the look: a daemon that was stopped or starved in its midst is to see that
+    // its readings are stale.
+    let judged = clock::now();
     for (index, found) in found.into_iter().enumerate() {
-        let look = instance.combine(index, found, probed, now.mono);
+        let look = instance.combine(index, found, probed, judged.mono);
         instance.services[index].see(look);
-        decide(instance, index, hands, now);
+        decide(instance, index, hands, judged);
     }
-    verify(instance, hands, true, now);
+    verify(instance, hands, true, judged);
     true
-}
-
-/// Somebody took our lines out: their file, their decision. The state follows, and nothing is put back.
-fn notice_outside_edits(instance: &mut Instance, hands: &mut Hands, now: Now) {
-    let mut lost = false;
-    for service in instance
-        .services
-        .iter_mut()
-        .filter(|service| service.in_force() && !service.lines_in_file)
-    {
-        let what = "our lines are no longer in master.cf: somebody else took them out, and they stay out";
-        hands.outside_edit(
-            &instance.id,
-            &service.watched.id,
-            what,
-            service.controller.state(),
-            now,
-        );
-        service.under_way = None;
-        if let Some(change) = service.controller.lost(now.mono, what.into()) {
-            instance.budget.release();
-            hands.transition(&instance.id, &service.watched.id, change, now);
-        }
-        lost = true;
-    }
-    // Nothing of ours is left in the file: the journal's account of it is closed, and the master told once if it may
-    // still run with what is no longer written anywhere.
-    if lost && !instance.services.iter().any(Service::in_force) {
-        hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
-    }
 }
 
 fn decide(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
@@ -308,6 +288,7 @@ fn carry_out(
     }
     if let Ok(Done::InFlight(in_flight)) = result {
         service.under_way = Some(*in_flight);
+        service.lines_in_file = act == Act::Trip;
     }
     if let Some(change) = service.controller.settle(now.mono, act, done, reasons) {
         hands.transition(&instance.id, &id, change, now);
@@ -342,10 +323,9 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
 
 /// Takes everything of ours out of the files of this instance.
 fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
-    if !instance.services.iter().any(Service::in_force) {
-        return;
-    }
-    if hands.mode() == Mode::Enforce {
+    let ours = |service: &Service| service.in_force() || service.lines_in_file;
+    let any = instance.services.iter().any(ours) || hands.owes(&instance.master.config_dir);
+    if any && hands.mode() == Mode::Enforce {
         hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
     }
     for service in instance.services.iter_mut().filter(|service| service.in_force()) {

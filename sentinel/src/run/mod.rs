@@ -7,6 +7,7 @@ mod engine;
 mod front;
 mod hands;
 mod instance;
+mod outside;
 mod report;
 mod service;
 
