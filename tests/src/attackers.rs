@@ -169,6 +169,11 @@ impl Attack {
                 let entry = enter(book);
                 match self.leave_after {
                     None => self.hold(stream, book, entry).await,
+                    // A timer is a millisecond at least, in which an idle smtpd has greeted.
+                    Some(Duration::ZERO) => {
+                        drop(stream);
+                        note(book, entry, |hold| hold.ended = Some(clock::now()));
+                    }
                     Some(stay) => {
                         let stayed = timeout(stay, self.hold(stream, book, entry)).await;
                         if stayed.is_err() {

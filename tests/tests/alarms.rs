@@ -115,7 +115,7 @@ fn port_scans_and_health_checks() {
     let daemon = sentinel.start().unwrap();
     let mut watch = Watch::new(&lab, &sentinel, &daemon);
     let senders = lab.senders(Traffic::new(1.0)).unwrap();
-    for (per_second, seen_at_least) in [(50.0, 10.0), (200.0, 40.0)] {
+    for (per_second, seen_at_least) in [(50.0, 15.0), (200.0, 40.0)] {
         let scan = Attack {
             leave_after: Some(Duration::ZERO),
             ..Attack::silent(Arrival::PerSecond(per_second))

@@ -1,6 +1,8 @@
 //! Other hands on master.cf: what they did is seen, said, and never undone. What goes is our own lines, and where
 //! somebody has decided against them they stay out for as long as the attack lasts: nobody fights over the file.
 
+use std::time::Duration;
+
 use super::hands::{Done, Hands};
 use super::instance::{Instance, Reread};
 use super::service::Service;
@@ -8,6 +10,9 @@ use crate::actuator::Target;
 use crate::clock::Now;
 use crate::controller::State;
 use crate::postfix::edit;
+
+/// A script that edits in a loop does not fill the history.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 
 const TAKEN_OUT: &str =
     "our lines are no longer in master.cf: somebody else took them out, and they stay out";
@@ -32,8 +37,7 @@ pub(super) fn notice(instance: &mut Instance, reread: Reread, hands: &mut Hands,
                 Err(reason) => format!("{reason}: our lines go"),
                 Ok(()) => {
                     if reread.others_changed {
-                        let state = service.controller.state();
-                        hands.outside_edit(&instance.id, &service.watched.id, CHANGED, state, now);
+                        tell_changed(&instance.id, service, hands, now);
                     }
                     continue;
                 }
@@ -48,6 +52,20 @@ pub(super) fn notice(instance: &mut Instance, reread: Reread, hands: &mut Hands,
     }
     if !given_up.is_empty() {
         settle(instance, &given_up, hands, now);
+    }
+}
+
+fn tell_changed(instance: &str, service: &mut Service, hands: &mut Hands, now: Now) {
+    let told = service.outside_told;
+    if told.is_none_or(|at| now.mono.saturating_duration_since(at) >= TELL_EVERY) {
+        service.outside_told = Some(now.mono);
+        hands.outside_edit(
+            instance,
+            &service.watched.id,
+            CHANGED,
+            service.controller.state(),
+            now,
+        );
     }
 }
 
