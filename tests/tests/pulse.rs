@@ -17,7 +17,7 @@ const BUDGET: usize = 6;
 /// The attacker who does most harm: he comes back the moment that we have let go.
 #[test]
 fn a_pulsing_attacker_gets_the_budget_and_no_more() {
-    let lab = Lab::new().unwrap();
+    let lab = Lab::builder().maxproc(30).start().unwrap();
     let original = lab.postfix.master_cf().unwrap();
     let settings = Settings {
         detect: "trip_dwell = \"500ms\"\ndwell = \"1s\"".to_owned(),
@@ -27,7 +27,7 @@ fn a_pulsing_attacker_gets_the_budget_and_no_more() {
     let sentinel = Sentinel::install_with(&lab, &settings).unwrap();
     let daemon = sentinel.start().unwrap();
     for _ in 0..BUDGET / 2 {
-        let attackers = lab.attack(Attack::burst(15)).unwrap();
+        let attackers = lab.attack(Attack::burst(22)).unwrap();
         daemon.wait_state(State::Stressed).unwrap();
         attackers.stop().unwrap();
         // A client now and then shows at once that the reload has taken.
@@ -36,7 +36,7 @@ fn a_pulsing_attacker_gets_the_budget_and_no_more() {
         lab.connect(1).unwrap().close();
     }
     for pulse in 1..=2 {
-        let attackers = lab.attack(Attack::burst(15)).unwrap();
+        let attackers = lab.attack(Attack::burst(22)).unwrap();
         wait_until("the pulse to be refused", PATIENCE, || {
             Ok(refusals(&sentinel.history()?) == pulse)
         })

@@ -129,6 +129,22 @@ mod tests {
         budget.may_trip(start).unwrap_err();
     }
 
+    /// Lines that somebody put back are given back out of what is left beside the clears.
+    #[test]
+    fn what_nobody_set_aside_is_paid_for_too() {
+        let start = crate::clock::now().mono;
+        let mut budget = Budget::new(Duration::ZERO, 4);
+        budget.trip(start);
+        for _ in 0..2 {
+            assert!(budget.may_give_back(start));
+            budget.give_back(start);
+        }
+        assert!(!budget.may_give_back(start), "the last one is the clear's");
+        budget.clear(start);
+        assert!(!budget.may_give_back(start + Duration::from_secs(3599)));
+        assert!(budget.may_give_back(start + HOUR));
+    }
+
     #[test]
     fn a_trip_waits_for_the_interval() {
         let start = crate::clock::now().mono;
