@@ -59,9 +59,7 @@ impl Namespace {
         name: &str,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<thread::JoinHandle<Result<T>>> {
-        let namespace = Self {
-            file: self.file.try_clone()?,
-        };
+        let namespace = self.handle()?;
         Ok(thread::Builder::new().name(name.to_owned()).spawn(move || {
             namespace.enter()?;
             work()
@@ -96,12 +94,22 @@ impl Namespace {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Another handle of the same namespace.
+    ///
+    /// # Errors
+    /// The descriptor cannot be duplicated.
+    pub fn handle(&self) -> Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+        })
+    }
+
     fn enter(&self) -> Result<()> {
         setns(&self.file, CloneFlags::CLONE_NEWNET).context("entering the lab's network namespace")
     }
 
     /// A path by which another process can open the namespace while this process lives.
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
     }
 }

@@ -1,5 +1,6 @@
 //! The sentinel under test: the real binary with a configuration of its own, asked by the contracts that everybody has. It
-//! runs in the machine's own network namespace, as a DaemonSet does, and has to find the lab's by itself.
+//! runs in the machine's own network namespace, as a DaemonSet does, and has to find the lab's by itself; or, where a test
+//! says so, in that of its Postfix, as on a machine without containers.
 
 use std::env;
 use std::fs::{self, File};
@@ -19,6 +20,8 @@ use smtp_sentinel::status::{Report, Service};
 use crate::Lab;
 use crate::clock::{wait_for, wait_until};
 use crate::metrics::Scrape;
+use crate::netns::Namespace;
+use crate::usage::Usage;
 
 /// Bounds what takes a moment: a start with the BPF verifier in it, an answer, an end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Settings {
     /// Names the directory in the lab's: a second sentinel needs one of its own.
     pub name: String,
-    /// Instead of the lab's own configuration directory.
+    /// Instead of the lab's own configuration directory; [`Sentinel::install_for`] is told all of them.
     pub config_dir: Option<PathBuf>,
     /// Lines of `[detect]`.
     pub detect: String,
@@ -39,6 +42,8 @@ pub struct Settings {
     pub watch: String,
     /// Any other text, at the end.
     pub more: String,
+    /// The daemon is going to be in the network namespace of its Postfix; [`Sentinel::beside_postfix`] gets it there.
+    pub beside_postfix: bool,
 }
 
 impl Default for Settings {
@@ -50,6 +55,7 @@ impl Default for Settings {
             act: "mode = \"enforce\"\nmin_interval = \"1s\"".to_owned(),
             watch: String::new(),
             more: String::new(),
+            beside_postfix: false,
         }
     }
 }
@@ -62,6 +68,8 @@ pub struct Sentinel {
     base: PathBuf,
     config_dir: PathBuf,
     http: SocketAddr,
+    /// Where `http` is, when that is not our own network namespace, and the master whose it is.
+    beside: Option<(Namespace, i32)>,
 }
 
 /// What a command of the sentinel said.
@@ -112,35 +120,66 @@ impl Sentinel {
     /// # Errors
     /// The program is not built, or older than its sources.
     pub fn install_with(lab: &Lab, settings: &Settings) -> Result<Self> {
+        let config_dir = settings.config_dir.clone();
+        let config_dir = config_dir.unwrap_or_else(|| lab.postfix.config_dir());
+        let mut sentinel = Self::install_for(lab.base(), &[config_dir], settings)?;
+        if settings.beside_postfix {
+            sentinel.beside = Some((lab.server().handle()?, lab.postfix.master_pid()));
+        }
+        Ok(sentinel)
+    }
+
+    /// Writes the configuration for the Postfix of each of `config_dirs`, below the directory `base`.
+    ///
+    /// # Errors
+    /// As [`Self::install_with`].
+    pub fn install_for(base: &Path, config_dirs: &[PathBuf], settings: &Settings) -> Result<Self> {
         let program = program()?;
-        let base = lab.base().join(&settings.name);
+        let base = base.join(&settings.name);
         fs::create_dir(&base).with_context(|| format!("making {}", base.display()))?;
         // The daemon takes no port of ours to be told: a free one is chosen here, and the gap until it binds is accepted.
         let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let Settings {
             name: _,
-            config_dir,
+            config_dir: _,
             detect,
             act,
             watch,
             more,
+            beside_postfix: _,
         } = settings;
-        let config_dir = config_dir.clone().unwrap_or_else(|| lab.postfix.config_dir());
         let sentinel = Self {
             program,
             base,
-            config_dir,
+            config_dir: config_dirs.first().cloned().unwrap_or_default(),
             http,
+            beside: None,
         };
         let text = format!(
-            "[discovery]\nconfig_dirs = [{:?}]\n[watch]\n{watch}\n[detect]\n{detect}\n[act]\n{act}\n\
+            "[discovery]\nconfig_dirs = {config_dirs:?}\n[watch]\n{watch}\n[detect]\n{detect}\n[act]\n{act}\n\
              [metrics]\nlisten = \"{http}\"\n[paths]\nstate_dir = {:?}\nruntime_dir = {:?}\n{more}\n",
-            sentinel.config_dir,
             sentinel.state_dir(),
-            sentinel.base.join("run"),
+            sentinel.runtime_dir(),
         );
         fs::write(sentinel.config(), text)?;
         Ok(sentinel)
+    }
+
+    /// What the daemon has against a configuration, in its own words; `None` when it takes it.
+    ///
+    /// # Errors
+    /// The program is not built, or cannot be run.
+    pub fn refusal_of(configuration: &str) -> Result<Option<String>> {
+        /// sysexits.h, EX_CONFIG.
+        const BAD_CONFIGURATION: i32 = 78;
+        let mut file = tempfile::NamedTempFile::new()?;
+        file.write_all(configuration.as_bytes())?;
+        let output = Command::new(program()?)
+            .args(["check", "--config"])
+            .arg(file.path())
+            .output()?;
+        let words = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Ok((output.status.code() == Some(BAD_CONFIGURATION)).then(words))
     }
 
     pub fn program(&self) -> &Path {
@@ -153,6 +192,19 @@ impl Sentinel {
 
     pub fn state_dir(&self) -> PathBuf {
         self.base.join("state")
+    }
+
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.base.join("run")
+    }
+
+    /// The words that start a program in the network namespace of the lab's Postfix; none without
+    /// [`Settings::beside_postfix`].
+    pub fn beside_postfix(&self) -> Vec<String> {
+        let master = self.beside.as_ref().map(|(_, master)| master);
+        master
+            .map(|master| vec!["nsenter".to_owned(), format!("--net=/proc/{master}/ns/net")])
+            .unwrap_or_default()
     }
 
     /// Starts the daemon and waits until it is ready.
@@ -239,6 +291,13 @@ impl Sentinel {
     /// # Errors
     /// Nobody listens, or it is no HTTP.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        match &self.beside {
+            Some((namespace, _)) => namespace.run(|| self.get_here(path)),
+            None => self.get_here(path),
+        }
+    }
+
+    fn get_here(&self, path: &str) -> Result<(u16, String)> {
         let mut stream = TcpStream::connect(self.http)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         write!(
@@ -277,6 +336,18 @@ pub struct Daemon<'a> {
 }
 
 impl Daemon<'_> {
+    /// What it uses now.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn usage(&self) -> Result<Usage> {
+        Usage::of(self.process.id())
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// `status --json`.
     ///
     /// # Errors
@@ -310,12 +381,26 @@ impl Daemon<'_> {
         patience: Duration,
         wanted: impl Fn(&Service) -> bool,
     ) -> Result<Service> {
+        self.wait_service_named("smtp/inet", what, patience, wanted)
+    }
+
+    /// The same for any service.
+    ///
+    /// # Errors
+    /// As [`Self::wait_service`].
+    pub fn wait_service_named(
+        &self,
+        label: &str,
+        what: &str,
+        patience: Duration,
+        wanted: impl Fn(&Service) -> bool,
+    ) -> Result<Service> {
         let mut last = None;
         let found = wait_for(what, patience, || {
-            last = self.find_service("smtp/inet")?;
+            last = self.find_service(label)?;
             Ok(last.clone().filter(&wanted))
         });
-        found.with_context(|| format!("last status of smtp/inet: {last:#?}"))
+        found.with_context(|| format!("last status of {label}: {last:#?}"))
     }
 
     /// Waits until `smtp inet` is in this state.
@@ -354,10 +439,8 @@ impl Daemon<'_> {
         Ok(body)
     }
 
-    /// # Errors
-    /// No process has such a number.
-    pub fn pid(&self) -> Result<Pid> {
-        Ok(Pid::from_raw(i32::try_from(self.process.id())?))
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.pid())?), signal)?)
     }
 
     /// SIGSTOP: it stands still, as on a machine that is starved or suspended.
@@ -365,7 +448,7 @@ impl Daemon<'_> {
     /// # Errors
     /// It is gone.
     pub fn freeze(&self) -> Result<()> {
-        Ok(kill(self.pid()?, Signal::SIGSTOP)?)
+        self.signal(Signal::SIGSTOP)
     }
 
     /// SIGCONT, after [`Self::freeze`].
@@ -373,7 +456,7 @@ impl Daemon<'_> {
     /// # Errors
     /// It is gone.
     pub fn thaw(&self) -> Result<()> {
-        Ok(kill(self.pid()?, Signal::SIGCONT)?)
+        self.signal(Signal::SIGCONT)
     }
 
     /// kill -9: no chance to put anything in order.
@@ -391,7 +474,7 @@ impl Daemon<'_> {
     /// # Errors
     /// It does not end within a minute.
     pub fn terminate(mut self) -> Result<Option<i32>> {
-        kill(self.pid()?, Signal::SIGTERM)?;
+        self.signal(Signal::SIGTERM)?;
         let status = wait_for("the daemon to end after SIGTERM", PATIENCE, || {
             Ok(self.process.try_wait()?)
         })?;

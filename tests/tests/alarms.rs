@@ -1,10 +1,12 @@
 //! What looks like an attack and is none: the daemon says what it is, edits nothing, and reloads nothing. And what is one,
 //! but is over, or is in Postfix's own hands already.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use sentinel_lab::attackers::{Arrival, Attack};
+use sentinel_lab::attackers::{Arrival, Attack, Manner};
 use sentinel_lab::clock::{self, wait_until};
 use sentinel_lab::senders::{Tally, Traffic};
 use sentinel_lab::sentinel::{Daemon, Sentinel, Settings};
@@ -117,7 +119,7 @@ fn port_scans_and_health_checks() {
     let senders = lab.senders(Traffic::new(1.0)).unwrap();
     for (per_second, seen_at_least) in [(50.0, 15.0), (200.0, 40.0)] {
         let scan = Attack {
-            leave_after: Some(Duration::ZERO),
+            manner: Manner::Leave,
             ..Attack::silent(Arrival::PerSecond(per_second))
         };
         let scan = lab.attack(scan).unwrap();
@@ -132,7 +134,9 @@ fn port_scans_and_health_checks() {
     }
     // A probe of a load balancer waits for the greeting and goes without a word.
     let probe = Attack {
-        leave_after: Some(Duration::from_millis(300)),
+        manner: Manner::Visit {
+            stay: Duration::from_millis(300),
+        },
         ..Attack::silent(Arrival::PerSecond(6.0))
     };
     let probes = lab.attack(probe).unwrap();

@@ -2,12 +2,15 @@
 //! the journal, while a trip or a clear is under way. Whatever is left behind, the next start or `restore` ends with the
 //! original bytes, one reload at most more, and a running master.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use sentinel_lab::attackers::{Attack, Attackers};
 use sentinel_lab::clock::{self, wait_until};
 use sentinel_lab::sentinel::{Daemon, Sentinel, Settings};
@@ -57,6 +60,7 @@ impl Scene {
         // Clear is just below trip, and the dwells are short: acts follow at once upon the attack and its end.
         let settings = Settings {
             detect: "clear = 0.69\ntrip_dwell = \"200ms\"\ndwell = \"200ms\"".to_owned(),
+            act: format!("{}\nshed = false", Settings::default().act),
             ..Settings::default()
         };
         let sentinel = Sentinel::install_with(&lab, &settings).unwrap();
@@ -87,7 +91,7 @@ impl Scene {
 
     /// Kills the daemon `delay` after the next such moment. Spins, since a poll with a pause would miss it.
     fn kill_at(&self, daemon: Daemon<'_>, moment: Moment, delay: Duration) {
-        let pid = daemon.pid().unwrap();
+        let pid = Pid::from_raw(i32::try_from(daemon.pid()).unwrap());
         let before = self.trace();
         let start = clock::now();
         loop {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sentinel_lab::attackers::{Arrival, Attack, Attackers};
 use sentinel_lab::clock::wait_until;
 use sentinel_lab::senders::{Tally, Traffic};
-use sentinel_lab::sentinel::{Daemon, Sentinel};
+use sentinel_lab::sentinel::{Daemon, Sentinel, Settings};
 use sentinel_lab::{Lab, master_cf};
 use smtp_sentinel::controller::State;
 
@@ -61,7 +61,16 @@ fn a_flood_trips_and_its_end_gives_every_byte_back() {
         .start()
         .unwrap();
     let original = lab.postfix.master_cf().unwrap();
-    let sentinel = Sentinel::install(&lab).unwrap();
+    // Shedding has tests of its own; here the attackers are to leave when they want to.
+    let act = format!("{}\nshed = false", Settings::default().act);
+    let sentinel = Sentinel::install_with(
+        &lab,
+        &Settings {
+            act,
+            ..Settings::default()
+        },
+    )
+    .unwrap();
     let daemon = sentinel.start().unwrap();
     let senders = lab.senders(Traffic::new(2.0)).unwrap();
     wait_until("mail to flow", PATIENCE, || Ok(senders.so_far().len() >= 5)).unwrap();
@@ -242,9 +251,9 @@ fn a_stress_of_the_administrators_own_is_law() {
 fn observing_decides_and_touches_nothing() {
     let lab = Lab::new().unwrap();
     let original = lab.postfix.master_cf().unwrap();
-    let settings = sentinel_lab::sentinel::Settings {
+    let settings = Settings {
         act: "mode = \"observe\"".to_owned(),
-        ..sentinel_lab::sentinel::Settings::default()
+        ..Settings::default()
     };
     let sentinel = Sentinel::install_with(&lab, &settings).unwrap();
     let daemon = sentinel.start().unwrap();

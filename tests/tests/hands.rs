@@ -1,6 +1,8 @@
 //! Other hands on the file and on Postfix, while the daemon is in any state: their work stays, only our lines go, nobody
 //! fights, what was seen is said, and there are no more reloads than the budget has.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
@@ -26,6 +28,18 @@ const ATTACKERS: usize = 22;
 
 fn lab() -> Lab {
     Lab::builder().maxproc(SLOTS).start().unwrap()
+}
+
+/// Without shedding, which has tests of its own: here the attackers are to leave when they want to.
+fn settings() -> Settings {
+    Settings {
+        act: format!("{}\nshed = false", Settings::default().act),
+        ..Settings::default()
+    }
+}
+
+fn install(lab: &Lab) -> Sentinel {
+    Sentinel::install_with(lab, &settings()).unwrap()
 }
 
 fn flood(lab: &Lab) -> Attackers {
@@ -80,7 +94,7 @@ fn what_an_administrator_appends_stays_in_every_state() {
         .master_cf(master_cf::weathered(SLOTS))
         .start()
         .unwrap();
-    let sentinel = Sentinel::install(&lab).unwrap();
+    let sentinel = install(&lab);
     let daemon = sentinel.start().unwrap();
     daemon.wait_state(State::Normal).unwrap();
     let mut wanted = text(&lab);
@@ -114,7 +128,7 @@ fn what_an_administrator_appends_stays_in_every_state() {
 #[test]
 fn a_file_that_configuration_management_replaces_is_theirs() {
     let lab = lab();
-    let sentinel = Sentinel::install(&lab).unwrap();
+    let sentinel = install(&lab);
     let (daemon, _attackers, _senders) = trip(&lab, &sentinel);
     let theirs = master_cf::plain(29);
     lab.postfix.replace_master_cf(theirs.as_bytes()).unwrap();
@@ -142,7 +156,7 @@ fn a_file_that_configuration_management_replaces_is_theirs() {
 fn spoilt_while_stressed(spoil: impl Fn(&str) -> String, wanted: impl Fn(&str) -> String, told: &str) {
     let lab = lab();
     let original = text(&lab);
-    let sentinel = Sentinel::install(&lab).unwrap();
+    let sentinel = install(&lab);
     let (daemon, _attackers, _senders) = trip(&lab, &sentinel);
     let spoilt = spoil(&text(&lab));
     lab.postfix.replace_master_cf(spoilt.as_bytes()).unwrap();
@@ -210,7 +224,7 @@ fn the_entry_commented_out() {
         .start()
         .unwrap();
     let original = text(&lab);
-    let sentinel = Sentinel::install(&lab).unwrap();
+    let sentinel = install(&lab);
     let (_daemon, _attackers, _senders) = trip(&lab, &sentinel);
     lab.postfix
         .replace_master_cf(commented(&text(&lab)).as_bytes())
@@ -231,7 +245,7 @@ fn the_entry_commented_out() {
 #[test]
 fn what_is_added_to_our_entry_stays_by_hand_and_by_postconf() {
     let lab = lab();
-    let sentinel = Sentinel::install(&lab).unwrap();
+    let sentinel = install(&lab);
     let (daemon, attackers, _senders) = trip(&lab, &sentinel);
     let by_hand = text(&lab).replacen(ARGUMENT, &format!("{ARGUMENT}  -o smtpd_hard_error_limit=7\n"), 1);
     fs::write(lab.postfix.master_cf_path(), by_hand).unwrap();
@@ -288,7 +302,7 @@ fn postconf_at_the_same_moment_loses_nothing_and_neither_do_we() {
     let lab = lab();
     let settings = Settings {
         detect: "clear = 0.69\ndwell = \"200ms\"\ntrip_dwell = \"200ms\"".to_owned(),
-        ..Settings::default()
+        ..settings()
     };
     let sentinel = Sentinel::install_with(&lab, &settings).unwrap();
     let daemon = sentinel.start().unwrap();
@@ -347,7 +361,7 @@ fn a_link_in_its_place_is_said_and_left_alone() {
     let lab = lab();
     let original = text(&lab);
     let (file, elsewhere) = (lab.postfix.master_cf_path(), lab.base().join("master.cf.kept"));
-    let sentinel = Sentinel::install(&lab).unwrap();
+    let sentinel = install(&lab);
     fs::rename(&file, &elsewhere).unwrap();
     symlink(&elsewhere, &file).unwrap();
     let daemon = sentinel.start().unwrap();
@@ -390,7 +404,7 @@ fn a_file_that_is_moved_away_and_back() {
     let lab = lab();
     let original = text(&lab);
     let (file, away) = (lab.postfix.master_cf_path(), lab.base().join("master.cf.away"));
-    let sentinel = Sentinel::install(&lab).unwrap();
+    let sentinel = install(&lab);
     let (daemon, attackers, _senders) = trip(&lab, &sentinel);
     fs::rename(&file, &away).unwrap();
     attackers.stop().unwrap();
@@ -418,7 +432,7 @@ fn a_file_that_is_moved_away_and_back() {
 fn our_lines_in_a_copy_that_is_put_back_go_again() {
     let lab = lab();
     let original = text(&lab);
-    let sentinel = Sentinel::install(&lab).unwrap();
+    let sentinel = install(&lab);
     let (daemon, attackers, _senders) = trip(&lab, &sentinel);
     let copy = text(&lab);
     attackers.stop().unwrap();
@@ -440,7 +454,7 @@ fn our_lines_in_a_copy_that_is_put_back_go_again() {
 fn the_second_of_two_sentinels_refuses() {
     let lab = lab();
     let original = text(&lab);
-    let first = Sentinel::install(&lab).unwrap();
+    let first = install(&lab);
     let daemon = first.start().unwrap();
 
     let answer = first.ask(&["run"]).unwrap();
@@ -449,7 +463,7 @@ fn the_second_of_two_sentinels_refuses() {
 
     let settings = Settings {
         name: "second".to_owned(),
-        ..Settings::default()
+        ..settings()
     };
     let second = Sentinel::install_with(&lab, &settings).unwrap();
     let other = second.start().unwrap();
@@ -482,7 +496,7 @@ fn the_second_of_two_sentinels_refuses() {
 #[test]
 fn a_postfix_that_restarts_reloads_and_grows_is_followed() {
     let mut lab = lab();
-    let sentinel = Sentinel::install(&lab).unwrap();
+    let sentinel = install(&lab);
     let daemon = sentinel.start().unwrap();
     daemon.wait_state(State::Normal).unwrap();
     let pid_is = |daemon: &Daemon<'_>, pid: i32| {
@@ -543,7 +557,7 @@ fn a_postfix_that_restarts_reloads_and_grows_is_followed() {
 fn a_postfix_that_stops_under_stress_gets_its_file_back() {
     let mut lab = lab();
     let original = text(&lab);
-    let sentinel = Sentinel::install(&lab).unwrap();
+    let sentinel = install(&lab);
     let (daemon, _attackers, _senders) = trip(&lab, &sentinel);
     lab.postfix.stop().unwrap();
     wait_bytes(&lab, "the original bytes", &original);

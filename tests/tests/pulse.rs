@@ -21,7 +21,9 @@ fn a_pulsing_attacker_gets_the_budget_and_no_more() {
     let original = lab.postfix.master_cf().unwrap();
     let settings = Settings {
         detect: "trip_dwell = \"500ms\"\ndwell = \"1s\"".to_owned(),
-        act: format!("mode = \"enforce\"\nmin_interval = \"1s\"\nmax_reloads_per_hour = {BUDGET}"),
+        act: format!(
+            "mode = \"enforce\"\nmin_interval = \"1s\"\nmax_reloads_per_hour = {BUDGET}\nshed = false"
+        ),
         ..Settings::default()
     };
     let sentinel = Sentinel::install_with(&lab, &settings).unwrap();

@@ -30,6 +30,22 @@ impl Actuator {
         result
     }
 
+    /// Everything that a trip would ask postconf(1), beforehand and without a trace, so that the trip need not wait for
+    /// it.
+    ///
+    /// # Errors
+    /// As the trip's own, for what can be told before the first write.
+    pub fn rehearse(&mut self, target: &Target, now: Now) -> Result<(), ActError> {
+        let dir = ConfigDir::open(&target.master.config_dir)?;
+        let original = dir.read()?;
+        let path = dir.file(MASTER_CF);
+        let candidate = edit::insert(&original.bytes, &target.service, now.wall)
+            .map_err(|source| ActError::Edit { path, source })?;
+        Ok(self
+            .checker(&target.master)
+            .edited(dir.path(), &original.bytes, &candidate, &mut self.passed)?)
+    }
+
     fn try_trip(&mut self, target: &Target, now: Now, trail: &mut Trail) -> Result<InFlight, ActError> {
         let dir = self.claim(&target.master.config_dir)?;
         self.steps
@@ -88,7 +104,7 @@ impl Actuator {
             .step("check")
             .map_err(FileError::io("check", dir.file(MASTER_CF)))?;
         self.checker(&target.master)
-            .edited(dir.path(), &original.bytes, &candidate)?;
+            .edited(dir.path(), &original.bytes, &candidate, &mut self.passed)?;
         // Where another service of this file is ours already, the original is the file without those lines.
         let plain = edit::remove(&original.bytes).bytes;
         let kept = backup::keep(&self.state_dir, &target.instance, &plain, &mut self.steps)?;

@@ -55,6 +55,13 @@ fn text(report: &Report) -> String {
             of_service(&mut out, service);
         }
     }
+    if !report.capabilities.is_empty() {
+        let _ = writeln!(
+            out,
+            "\ncapabilities kept: {}",
+            printable(&report.capabilities.join(" "))
+        );
+    }
     let trouble: Vec<_> = report
         .probes
         .iter()

@@ -109,8 +109,12 @@ pub struct Act {
     pub reload: Reload,
     /// Between two reloads of one instance that switch stress on.
     pub min_interval: Duration,
-    /// Of one instance, those that switch stress on; at least 1.
+    /// Of one instance; at least 2, since what is switched on is switched off again.
     pub max_reloads_per_hour: u32,
+    /// Hold the connections that began before stress mode to its limits too, and close those that break them.
+    pub shed: bool,
+    /// The least patience with clients that have not said a word since the greeting, when slots are gone.
+    pub min_patience: Duration,
 }
 
 /// Whether to act at all.
@@ -205,6 +209,8 @@ impl Default for Config {
                 reload: Reload::Signal,
                 min_interval: Duration::from_secs(60),
                 max_reloads_per_hour: 12,
+                shed: true,
+                min_patience: Duration::from_secs(5),
             },
             metrics: Metrics {
                 listen: Some(SocketAddr::from(([127, 0, 0, 1], 9825))),

@@ -48,6 +48,8 @@ pub(super) struct Act {
     pub(super) reload: Key<String>,
     pub(super) min_interval: Key<String>,
     pub(super) max_reloads_per_hour: Key<i64>,
+    pub(super) shed: Key<bool>,
+    pub(super) min_patience: Key<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -50,6 +50,8 @@ fn every_key_arrives() {
         reload = "command"
         min_interval = "5m"
         max_reloads_per_hour = 4
+        shed = false
+        min_patience = "3s"
         [metrics]
         listen = "[::1]:9000"
         [paths]
@@ -83,6 +85,8 @@ fn every_key_arrives() {
             reload: Reload::Command,
             min_interval: Duration::from_secs(300),
             max_reloads_per_hour: 4,
+            shed: false,
+            min_patience: Duration::from_secs(3),
         },
         metrics: Metrics {
             listen: Some("[::1]:9000".parse().unwrap()),
@@ -129,11 +133,7 @@ fn an_unknown_key_is_named_with_its_line_its_section_and_its_nearest_name() {
 
 #[test]
 fn a_key_that_does_nothing_yet_is_unknown() {
-    for text in [
-        "[act]\nshed = true",
-        "[act]\nheadroom = 1",
-        "[discovery]\ncontainers = true",
-    ] {
+    for text in ["[act]\nheadroom = 1", "[discovery]\ncontainers = true"] {
         assert!(refused(text).contains("line 2: unknown key"), "{text}");
     }
 }
@@ -180,10 +180,11 @@ fn nonsense_is_refused_with_the_line_and_the_key() {
             "line 2: [detect] dwell must lie between 100ms and 1h, and is 3s ago",
         ),
         ("[detect]\ntrip_dwell = \"0s\"", "must lie between"),
+        ("[act]\nmin_patience = \"900ms\"", "must lie between 1s and"),
         ("[act]\nmin_interval = \"25h\"", "must lie between 1s and 24h"),
         (
-            "[act]\nmax_reloads_per_hour = 0",
-            "must lie between 1 and 3600, and is 0",
+            "[act]\nmax_reloads_per_hour = 1",
+            "must lie between 2 and 3600, and is 1",
         ),
         (
             "[act]\nmode = \"on\"",

@@ -119,7 +119,10 @@ impl Detector {
         let mut kind = VerdictKind::Busy;
         if pressure >= self.thresholds.trip() {
             kind = cause(sample, &mut reasons);
-        } else if settled < self.thresholds.clear() && !standing {
+        } else if settled < self.thresholds.clear()
+            && !standing
+            && !self.would_return(sample, settled, limit, &mut reasons)
+        {
             kind = VerdictKind::Calm;
         }
         if let Some(queue) = sample
@@ -138,6 +141,21 @@ impl Detector {
             full_in: self.full_in(busy, limit, sample.at),
             reasons,
         }
+    }
+
+    /// Whether the slots would run out again if stress mode were taken off: the sessions that only its limits end come
+    /// at a rate that, with the timeouts of calm, holds more slots than there are up to the trip threshold.
+    fn would_return(&self, sample: &Sample, settled: f64, limit: u32, reasons: &mut Vec<String>) -> bool {
+        let Some(held) = sample.held_without_stress.fresh(sample.at, STALE_AFTER) else {
+            return false;
+        };
+        let returns = settled + held / f64::from(limit) >= self.thresholds.trip();
+        if returns {
+            reasons.push(format!(
+                "without stress mode, clients that only its limits end would hold {held:.0} slots more"
+            ));
+        }
+        returns
     }
 
     fn settle(&mut self, pressure: f64, now: Instant) -> f64 {
@@ -287,6 +305,7 @@ pub(crate) mod tests {
                 at,
             ),
             native_stress: Reading::exact(false, at),
+            held_without_stress: Reading::exact(0.0, at),
         }
     }
 
@@ -418,6 +437,26 @@ pub(crate) mod tests {
             .map(|(ms, depth)| detector.step(&waiting(ms, depth)).kind);
         use VerdictKind::{Busy, Calm};
         assert_eq!(kinds, [Calm, Calm, Calm, Calm, Busy]);
+    }
+
+    #[test]
+    fn it_is_not_calm_while_the_attack_only_waits_for_stress_mode_to_end() {
+        let at = instant();
+        let kept_down = |held| Sample {
+            held_without_stress: Reading::exact(held, at),
+            ..calm(at)
+        };
+        assert_eq!(kind(&kept_down(11.0)), VerdictKind::Calm);
+        let verdict = judge(&kept_down(13.0));
+        assert_eq!(verdict.kind, VerdictKind::Busy);
+        assert!(
+            verdict
+                .reasons
+                .iter()
+                .any(|reason| reason.contains("13 slots more")),
+            "{:?}",
+            verdict.reasons
+        );
     }
 
     #[test]

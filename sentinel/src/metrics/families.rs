@@ -65,6 +65,7 @@ impl Collector for Families {
         probes(&mut encoder, &report)?;
         let rows = Row::of(&report);
         services(&mut encoder, &rows)?;
+        overflows(&mut encoder, &counters, &rows)?;
         accept_queues(&mut encoder, &rows)?;
         connections(&mut encoder, &rows)
     }
@@ -106,11 +107,38 @@ fn actions(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<(
         };
         total(&mut family, &[("instance", instance), ("result", result)], *n)?;
     }
-    let help = "Connections that the kernel dropped at a full accept queue, of any listener in the network namespace \
-                of the instance";
+    let help = "Connections closed because they broke a limit of stress mode, by the limit";
+    let mut family = counter(encoder, "shed_connections", help)?;
+    for ((instance, service, reason), n) in &counters.sheds {
+        let labels = [
+            ("instance", &**instance),
+            ("service", service),
+            ("reason", &reason.to_string()),
+        ];
+        total(&mut family, &labels, *n)?;
+    }
+    Ok(())
+}
+
+/// By listener where the probes count them, else the one number that the kernel has for the instance's namespace.
+fn overflows(
+    encoder: &mut DescriptorEncoder<'_>,
+    counters: &Counters,
+    rows: &[Row<'_>],
+) -> Result<(), Error> {
+    let help = "Connections that the kernel dropped at a full accept queue: with a label listener those of that \
+                listener since it is watched, without one those of all listeners in the network namespace of the \
+                instance since that began; an instance has one kind or the other, as probe overflow tells";
     let mut family = counter(encoder, "accept_overflows", help)?;
     for (instance, n) in &counters.accept_overflows {
         total(&mut family, &[("instance", instance)], *n)?;
+    }
+    for row in rows {
+        for listener in &row.listeners {
+            if let Some(n) = listener.counts.as_ref().and_then(|counts| counts.overflows) {
+                total(&mut family, &row.with("listener", &listener.address), n)?;
+            }
+        }
     }
     Ok(())
 }

@@ -6,10 +6,12 @@
 pub mod discovery;
 pub mod edit;
 pub mod endpoint;
+pub mod limits;
 mod lines;
 pub mod locks;
 pub mod main_cf;
 pub mod master_cf;
+pub mod mynetworks;
 pub mod postconf;
 pub mod processes;
 pub mod services;

@@ -10,10 +10,11 @@ use super::hands::{Done, Hands};
 use super::instance::Instance;
 use super::service::Service;
 use super::{outside, report};
-use crate::actuator::{Progress, Target};
+use crate::actuator::Progress;
 use crate::clock::{self, Now};
 use crate::config::Config;
 use crate::controller::{Act, Gate, Plan, State, Transition};
+use crate::detector::STALE_AFTER;
 use crate::postfix::discovery;
 use crate::probes::{ListenerReading, Probes};
 use crate::signals::ListenerId;
@@ -22,6 +23,9 @@ use crate::status::{Board, Mode, Report};
 
 /// Between two ticks. What a quiet tick costs is one small file of /proc per instance.
 pub(super) const TICK: Duration = Duration::from_millis(100);
+
+/// The same while slots are running out: from the threshold to the signal every 10 ms count.
+pub(super) const QUICK_TICK: Duration = Duration::from_millis(20);
 
 /// Between two searches through /proc for masters; one that has died is looked for at once.
 const DISCOVER_EVERY: Duration = Duration::from_secs(5);
@@ -38,6 +42,8 @@ pub(super) struct Engine {
     hands: Hands,
     probes: Probes,
     board: Arc<Board>,
+    /// The names of the capabilities that are left, for the report.
+    capabilities: Vec<String>,
     instances: Vec<Instance>,
     discovered_at: Option<Instant>,
     reported_at: Option<Instant>,
@@ -47,12 +53,19 @@ pub(super) struct Engine {
 type Probed = HashMap<ListenerId, ListenerReading>;
 
 impl Engine {
-    pub(super) fn new(config: Config, hands: Hands, probes: Probes, board: Arc<Board>) -> Self {
+    pub(super) fn new(
+        config: Config,
+        hands: Hands,
+        probes: Probes,
+        board: Arc<Board>,
+        capabilities: Vec<String>,
+    ) -> Self {
         Self {
             config,
             hands,
             probes,
             board,
+            capabilities,
             instances: Vec::new(),
             discovered_at: None,
             reported_at: None,
@@ -87,6 +100,11 @@ impl Engine {
             self.reported_at = Some(now.mono);
             self.report(now);
         }
+    }
+
+    /// How soon the next tick is due.
+    pub(super) fn pace(&self) -> Duration {
+        self.instances.iter().map(Instance::pace).min().unwrap_or(TICK)
     }
 
     /// The daemon stops: whatever is in force is given back, with one reload an instance.
@@ -172,8 +190,13 @@ impl Engine {
     fn report(&self, now: Now) {
         let permitted = self.hands.permitted();
         for instance in &self.instances {
-            self.board
-                .set_accept_overflows(&instance.id, listen_overflows(instance.master.pid).ok());
+            // Either by listener or for the whole namespace, never both: their sum would count drops twice.
+            let of_namespace = if self.probes.sees_overflows() {
+                None
+            } else {
+                listen_overflows(instance.master.pid).ok()
+            };
+            self.board.set_accept_overflows(&instance.id, of_namespace);
         }
         let instances = self
             .instances
@@ -182,6 +205,7 @@ impl Engine {
         let report = Report {
             version: env!("CARGO_PKG_VERSION").into(),
             mode: self.hands.mode(),
+            capabilities: self.capabilities.clone(),
             probes: self.probes.health().to_vec(),
             instances: instances.collect(),
         };
@@ -204,6 +228,14 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         return false;
     }
     let reread = instance.refresh(config, now.mono);
+    if reread.is_some() {
+        for index in 0..instance.services.len() {
+            let service = &instance.services[index];
+            if service.watched.actionable.is_ok() && !service.in_force() {
+                hands.rehearse(&instance.target(index), now);
+            }
+        }
+    }
     if hands.mode() == Mode::Enforce {
         if let Some(reread) = reread {
             outside::notice(instance, reread, hands, now);
@@ -213,13 +245,15 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
     let Some(found) = instance.look(config, now.mono) else {
         return false;
     };
-    // The time of the judgement is after the look: a daemon that was stopped or starved in its midst is to see that
-    // its readings are stale.
     let judged = clock::now();
     for (index, found) in found.into_iter().enumerate() {
-        let look = instance.combine(index, found, probed, judged.mono);
-        instance.services[index].see(look);
+        let service = &mut instance.services[index];
+        let look = found.combine(&service.watched, instance.master.netns, probed, judged.mono);
+        service.see(look);
         decide(instance, index, hands, judged);
+        if judged.mono.saturating_duration_since(now.mono) <= STALE_AFTER {
+            shed(instance, index, hands, config, judged);
+        }
     }
     verify(instance, hands, true, judged);
     true
@@ -268,13 +302,9 @@ fn carry_out(
     hands: &mut Hands,
     now: Now,
 ) {
+    let target = instance.target(index);
     let service = &mut instance.services[index];
     let id = service.watched.id.clone();
-    let target = Target {
-        instance: instance.id.clone(),
-        master: instance.master.clone(),
-        service: id.clone(),
-    };
     let result = match act {
         Act::Trip => hands.trip(&target, &reasons, now),
         Act::Clear => hands.clear(&target, &reasons, now),
@@ -292,6 +322,36 @@ fn carry_out(
     }
     if let Some(change) = service.controller.settle(now.mono, act, done, reasons) {
         hands.transition(&instance.id, &id, change, now);
+    }
+}
+
+/// While the service is stressed: closes what breaks the limits of stress mode.
+fn shed(instance: &mut Instance, index: usize, hands: &mut Hands, config: &Config, now: Now) {
+    let permitted = config.act.shed && hands.mode() == Mode::Enforce;
+    let id = instance.id.clone();
+    let Some((service, sockets)) = instance.service_and_sockets(index) else {
+        return;
+    };
+    if permitted && service.watched.actionable.is_ok() && service.stressed() {
+        let (Some(seen), Some(situation)) = (&service.seen, service.situation()) else {
+            return;
+        };
+        for offender in service
+            .shedding
+            .offenders(&seen.connections, situation, config.act.min_patience)
+        {
+            if hands.close(&id, &service.watched.id, sockets, &offender) {
+                service.shedding.closed(now.mono, &offender);
+            }
+        }
+    }
+    let tally = if service.stressed() {
+        service.shedding.due(now.mono)
+    } else {
+        service.shedding.rest()
+    };
+    if let Some(tally) = tally {
+        hands.shed(&id, &service.watched.id, tally, now);
     }
 }
 

@@ -6,13 +6,16 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::shedding::Tally;
 use crate::actuator::{
-    ActError, Actuator, DryRun, Found, HistoryEntry, InFlight, Intent, Kind, Outcome, RestoreReport, Target,
-    Told,
+    ActError, Action, Actuator, DryRun, Found, HistoryEntry, InFlight, Intent, Kind, Outcome, RestoreReport,
+    Target, Told,
 };
 use crate::clock::Now;
 use crate::controller::{State, Transition};
 use crate::postfix::ServiceId;
+use crate::shed::Offender;
+use crate::sock_diag::SockDiag;
 use crate::status::{Board, Mode, Probe, ProbeState, ReloadResult};
 
 pub(super) struct Hands {
@@ -20,6 +23,8 @@ pub(super) struct Hands {
     actuator: Actuator,
     dry_run: DryRun,
     board: Arc<Board>,
+    /// SOCK_DESTROY failed, and that has been said.
+    cannot_close: bool,
 }
 
 /// What a plan came to.
@@ -38,6 +43,7 @@ impl Hands {
             actuator,
             dry_run: DryRun::default(),
             board,
+            cannot_close: false,
         }
     }
 
@@ -52,6 +58,15 @@ impl Hands {
             Mode::Observe => {
                 Err("observe mode: stress mode would be switched on now; set act.mode = \"enforce\" to have it so".into())
             }
+        }
+    }
+
+    /// Has the questions of a trip asked beforehand; what they would say against it is told when it matters.
+    pub(super) fn rehearse(&mut self, target: &Target, now: Now) {
+        if self.mode == Mode::Enforce
+            && let Err(error) = self.actuator.rehearse(target, now)
+        {
+            tracing::warn!(instance = %target.instance, service = %target.service, "a trip would fail: {error}");
         }
     }
 
@@ -140,6 +155,54 @@ impl Hands {
             }
         }
         report
+    }
+
+    /// Closes a connection that has broken a limit of stress mode. `true` when it was there to be closed.
+    pub(super) fn close(
+        &mut self,
+        instance: &str,
+        service: &ServiceId,
+        sockets: &mut SockDiag,
+        offender: &Offender,
+    ) -> bool {
+        let Offender {
+            connection,
+            reason,
+            since,
+        } = offender;
+        match sockets.destroy(connection) {
+            Ok(closed) => {
+                if closed {
+                    tracing::debug!(%instance, %service, client = %connection.remote, %reason, "closed after {} ms", since.as_millis());
+                    self.board.count_shed(instance, &service.to_string(), *reason);
+                }
+                closed
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.cannot_close, true) {
+                    tracing::error!(%instance, %service, "cannot close connections: {error}; SOCK_DESTROY needs CAP_NET_ADMIN and a kernel with CONFIG_INET_DIAG_DESTROY");
+                }
+                false
+            }
+        }
+    }
+
+    /// Writes down what was closed of late.
+    pub(super) fn shed(&mut self, instance: &str, service: &ServiceId, tally: Tally, now: Now) {
+        let words: Vec<_> = tally
+            .reasons
+            .iter()
+            .map(|(reason, count)| format!("{count} {reason}"))
+            .collect();
+        let sentence = format!("closed by the limits of stress mode: {}", words.join(", "));
+        tracing::warn!(%instance, %service, "{sentence}");
+        self.actuator.record(HistoryEntry {
+            action: Some(Action::Shed),
+            outcome: Some(Outcome::Done),
+            reasons: vec![sentence],
+            detail: json!({ "closed": tally.reasons, "clients": tally.addresses }),
+            ..entry(Kind::Action, instance, service, now)
+        });
     }
 
     pub(super) fn transition(&mut self, instance: &str, service: &ServiceId, change: Transition, now: Now) {

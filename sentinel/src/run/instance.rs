@@ -1,33 +1,35 @@
 //! One watched Postfix: what its configuration says, what its kernel side shows, and the services in it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use procfs::process::{FDTarget, Process};
-
+use super::engine::{QUICK_TICK, TICK};
+use super::eyes::{Eyes, Found};
 use super::service::Service;
-use crate::actuator::{ConfigDir, Digest};
+use crate::actuator::{ConfigDir, Digest, Target};
 use crate::config::Config;
 use crate::controller::{Budget, Controller};
 use crate::postfix::endpoint::same_service;
 use crate::postfix::main_cf::Settings;
 use crate::postfix::master_cf::MasterCf;
+use crate::postfix::postconf::Postconf;
 use crate::postfix::processes::{Processes, Smtpd};
-use crate::postfix::services::{WatchedService, watched};
-use crate::postfix::{Master, ServiceId, discovery, edit, locks};
-use crate::probes::ListenerReading;
-use crate::signals::service::{ListenerLook, Look, Slots};
-use crate::signals::sock_diag::{ListenSocket, SockDiag, owner};
-use crate::signals::{ListenerId, Reading};
+use crate::postfix::services::{Listen, screened, watched};
+use crate::postfix::{Master, ServiceId, discovery, edit};
+use crate::signals::Reading;
+use crate::sock_diag::SockDiag;
 
 /// How often the configuration files are looked at for changes of other hands.
 const CONFIGURATION_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a quiet service gets a full look: the walk over the established connections is what costs.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// The same while slots are running out.
+const LOOK_CLOSELY_EVERY: Duration = Duration::from_millis(100);
 
 /// From this share of the trip threshold on every tick is a full look. Busy slots cannot be more than processes, and
 /// those are counted at every tick for next to nothing.
@@ -48,7 +50,9 @@ pub(super) struct Instance {
     /// Whether master.cf could be replaced, as of a few seconds ago; else why not.
     pub(super) replaceable: Result<(), String>,
     processes: Processes,
-    sockets: Result<SockDiag, String>,
+    eyes: Eyes,
+    /// Where postscreen listens, if it does.
+    screened: Vec<Listen>,
     stamp: Stamp,
     /// A new stamp, of a file that may still be being written.
     unsettled: Option<Stamp>,
@@ -56,6 +60,10 @@ pub(super) struct Instance {
     /// master.cf without our lines, as it was read last.
     plain: Option<Digest>,
     looked_at: Option<Instant>,
+    /// Slots are running out: it is looked at closely.
+    close: bool,
+    /// Number of smtpd processes, and start time of the newest.
+    newest: (usize, u64),
     gone_since: Option<Instant>,
     workers: Vec<Smtpd>,
 }
@@ -93,7 +101,7 @@ pub(super) struct Reread {
 
 impl Instance {
     pub(super) fn new(master: Master, config: &Config) -> Self {
-        let sockets = open_sockets(&master);
+        let eyes = Eyes::open(&master);
         Self {
             id: master.config_dir.display().to_string(),
             version: None,
@@ -102,12 +110,15 @@ impl Instance {
             trouble: String::new(),
             replaceable: Ok(()),
             processes: Processes::default(),
-            sockets,
+            eyes,
+            screened: Vec::new(),
             stamp: Stamp::default(),
             unsettled: None,
             stamped_at: None,
             plain: None,
             looked_at: None,
+            close: false,
+            newest: (0, 0),
             gone_since: None,
             workers: Vec::new(),
             master,
@@ -117,7 +128,7 @@ impl Instance {
     /// Postfix was restarted: the same configuration under another process. Decisions and edits live on.
     pub(super) fn replace_master(&mut self, master: Master) {
         self.processes = Processes::default();
-        self.sockets = open_sockets(&master);
+        self.eyes = Eyes::open(&master);
         self.stamp = Stamp::default();
         self.stamped_at = None;
         self.gone_since = None;
@@ -215,6 +226,7 @@ impl Instance {
             .drain(..)
             .map(|service| (service.watched.id.clone(), service))
             .collect();
+        self.screened = screened(&MasterCf::parse(&bytes), &settings);
         for entry in watched(&MasterCf::parse(&bytes), &settings, &config.watch.names()) {
             let service = match known.remove(&entry.id) {
                 Some(mut service) => {
@@ -224,6 +236,19 @@ impl Instance {
                 None => Service::new(entry, config),
             };
             self.services.push(service);
+        }
+        let postconf = Postconf::find(&self.master.daemon_dir);
+        let master_cf = MasterCf::parse(&bytes);
+        for service in self
+            .services
+            .iter_mut()
+            .filter(|service| service.watched.actionable.is_ok())
+        {
+            if let Some(entry) = master_cf.find(&service.watched.id) {
+                service
+                    .shedding
+                    .configure(postconf.as_ref(), &self.master.config_dir, entry);
+            }
         }
         let ours = without_ours.removed;
         for service in &mut self.services {
@@ -241,7 +266,7 @@ impl Instance {
 
     /// Counts processes, and looks closely at the sockets where that says that it is worth it. `None`: nothing to
     /// look at yet.
-    pub(super) fn look(&mut self, config: &Config, now: Instant) -> Option<Vec<SocketsAndProcesses>> {
+    pub(super) fn look(&mut self, config: &Config, now: Instant) -> Option<Vec<Found>> {
         let smtpd = match self.processes.update(&self.master) {
             Ok(smtpd) => {
                 self.workers = smtpd.clone();
@@ -249,19 +274,27 @@ impl Instance {
             }
             Err(error) => Reading::unavailable(format!("cannot list the processes of the master: {error}")),
         };
-        let due = self
+        self.close = self.worth_a_look(config, &smtpd);
+        let newest = smtpd.value().map_or((0, 0), |all| {
+            (all.len(), all.iter().map(|one| one.start_time).max().unwrap_or(0))
+        });
+        // A slot is taken by a new process, or by an idle one, which then are fewer: the former shows at once, the
+        // latter at the next close look.
+        let changed = std::mem::replace(&mut self.newest, newest) != newest;
+        let every = match (self.close, changed) {
+            (true, true) => Duration::ZERO,
+            (true, false) => LOOK_CLOSELY_EVERY,
+            (false, _) => LOOK_EVERY,
+        };
+        if self
             .looked_at
-            .is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY);
-        if !due && !self.worth_a_look(config, &smtpd) {
+            .is_some_and(|at| now.saturating_duration_since(at) < every)
+        {
             return None;
         }
         self.looked_at = Some(now);
-        let sockets = self.listening();
-        Some(
-            (0..self.services.len())
-                .map(|index| self.look_at(index, &smtpd, &sockets, now))
-                .collect(),
-        )
+        let services = self.services.iter().map(|service| &service.watched);
+        Some(self.eyes.look(services, &self.screened, &smtpd, now))
     }
 
     fn worth_a_look(&self, config: &Config, smtpd: &Reading<Vec<Smtpd>>) -> bool {
@@ -277,186 +310,22 @@ impl Instance {
         })
     }
 
-    fn listening(&mut self) -> Result<Listening, String> {
-        let diag = self.sockets.as_mut().map_err(|reason| reason.clone())?;
-        let all = diag
-            .listeners()
-            .map_err(|error| format!("sock_diag does not list the listening sockets: {error}"))?;
-        let owned = socket_inodes(self.master.pid)
-            .map_err(|error| format!("cannot list the sockets of master {}: {error}", self.master.pid))?;
-        Ok(Listening { all, owned })
+    /// How soon it wants the next tick.
+    pub(super) fn pace(&self) -> Duration {
+        if self.close { QUICK_TICK } else { TICK }
     }
 
-    fn look_at(
-        &mut self,
-        index: usize,
-        smtpd: &Reading<Vec<Smtpd>>,
-        sockets: &Result<Listening, String>,
-        now: Instant,
-    ) -> SocketsAndProcesses {
-        let watched = &self.services[index].watched;
-        let smtpd = smtpd.clone().map(|all| {
-            all.into_iter()
-                .filter(|one| one.service == watched.id)
-                .collect::<Vec<_>>()
-        });
-        if watched.id.kind == "pass" && watched.lock_tells_idle() {
-            let busy = match (&smtpd, locks::idle_by_lock(&self.master, &watched.id)) {
-                (Reading::Unavailable(reason), _) => Reading::unavailable(reason),
-                (_, Err(error)) => {
-                    Reading::unavailable(format!("cannot tell idle smtpd by their lock: {error}"))
-                }
-                (Reading::Known { value, .. }, Ok(idle)) => {
-                    Reading::sampled(count(value.iter().filter(|one| !idle.contains(&one.pid))), now)
-                }
-            };
-            return SocketsAndProcesses {
-                smtpd,
-                slots: Slots::BusyByLock(busy),
-                listeners: Vec::new(),
-                no_listeners: "a pass service has no TCP listener; its connections come through postscreen"
-                    .into(),
-            };
-        }
-        let ours = match sockets {
-            Ok(listening) => listening.of(watched),
-            Err(reason) => return SocketsAndProcesses::blind(smtpd, reason),
-        };
-        if ours.is_empty() {
-            return SocketsAndProcesses::blind(smtpd, "the master listens on no socket for this service");
-        }
-        let slots = self.connections(sockets, &ours, now);
-        SocketsAndProcesses {
-            smtpd,
-            slots: Slots::Connections(slots),
-            listeners: ours,
-            no_listeners: String::new(),
+    /// What an act on a service is aimed at.
+    pub(super) fn target(&self, index: usize) -> Target {
+        Target {
+            instance: self.id.clone(),
+            master: self.master.clone(),
+            service: self.services[index].watched.id.clone(),
         }
     }
 
-    fn connections(
-        &mut self,
-        sockets: &Result<Listening, String>,
-        ours: &[ListenSocket],
-        now: Instant,
-    ) -> Reading<Vec<crate::signals::sock_diag::Connection>> {
-        let (Ok(listening), Ok(diag)) = (sockets, self.sockets.as_mut()) else {
-            return Reading::unavailable("sock_diag is not available");
-        };
-        // A wildcard listener does not own what came in through somebody else's socket on the very address.
-        let ports: HashSet<u16> = ours.iter().map(|socket| socket.address.port()).collect();
-        let on_port: Vec<_> = listening
-            .all
-            .iter()
-            .map(|socket| socket.address)
-            .filter(|address| ports.contains(&address.port()))
-            .collect();
-        let our_addresses: HashSet<_> = ours.iter().map(|socket| socket.address).collect();
-        match diag.connections(&on_port) {
-            Ok(all) => {
-                let mine = all.into_iter().filter(|one| {
-                    owner(&on_port, one.local).is_some_and(|socket| our_addresses.contains(&socket))
-                });
-                Reading::sampled(mine.collect(), now)
-            }
-            Err(error) => Reading::unavailable(format!("sock_diag does not list the connections: {error}")),
-        }
+    /// A service, and the window on its sockets.
+    pub(super) fn service_and_sockets(&mut self, index: usize) -> Option<(&mut Service, &mut SockDiag)> {
+        Some((self.services.get_mut(index)?, self.eyes.window()?))
     }
-
-    /// The readings of a look, with what the probes counted in.
-    pub(super) fn combine(
-        &self,
-        index: usize,
-        found: SocketsAndProcesses,
-        probed: &HashMap<ListenerId, ListenerReading>,
-        now: Instant,
-    ) -> Look {
-        let listeners = found.listeners.into_iter().map(|socket| {
-            let id = ListenerId {
-                netns: self.master.netns,
-                address: socket.address,
-            };
-            ListenerLook {
-                id,
-                socket,
-                probed: probed.get(&id).cloned(),
-            }
-        });
-        Look {
-            at: now,
-            limit: Reading::exact(self.services[index].watched.limit, now),
-            smtpd: found.smtpd,
-            slots: found.slots,
-            listeners: listeners.collect(),
-            no_listeners: found.no_listeners,
-        }
-    }
-}
-
-/// What one look found of one service, before the probes' counts are added.
-#[derive(Debug)]
-pub(super) struct SocketsAndProcesses {
-    pub(super) smtpd: Reading<Vec<Smtpd>>,
-    pub(super) slots: Slots,
-    pub(super) listeners: Vec<ListenSocket>,
-    pub(super) no_listeners: String,
-}
-
-impl SocketsAndProcesses {
-    fn blind(smtpd: Reading<Vec<Smtpd>>, reason: &str) -> Self {
-        Self {
-            smtpd,
-            slots: Slots::Connections(Reading::unavailable(reason)),
-            listeners: Vec::new(),
-            no_listeners: reason.to_owned(),
-        }
-    }
-}
-
-/// The listening sockets of the master's network namespace, and which sockets are the master's.
-#[derive(Debug)]
-struct Listening {
-    all: Vec<ListenSocket>,
-    owned: HashSet<u64>,
-}
-
-impl Listening {
-    fn of(&self, service: &WatchedService) -> Vec<ListenSocket> {
-        let ours = |socket: &&ListenSocket| {
-            self.owned.contains(&u64::from(socket.inode))
-                && service
-                    .listens
-                    .iter()
-                    .any(|listen| listen.matches(socket.address))
-        };
-        self.all.iter().filter(ours).copied().collect()
-    }
-}
-
-fn open_sockets(master: &Master) -> Result<SockDiag, String> {
-    let own = fs::metadata("/proc/self/ns/net").map(|meta| meta.ino());
-    let opened = match own {
-        Ok(inode) if inode == u64::from(master.netns) => SockDiag::open(),
-        _ => SockDiag::open_in(Path::new(&format!("/proc/{}/ns/net", master.pid))),
-    };
-    opened.map_err(|error| {
-        format!(
-            "cannot open sock_diag in the network namespace of master {}: {error}",
-            master.pid
-        )
-    })
-}
-
-fn socket_inodes(pid: i32) -> Result<HashSet<u64>, procfs::ProcError> {
-    let mut inodes = HashSet::new();
-    for entry in Process::new(pid)?.fd()?.flatten() {
-        if let FDTarget::Socket(inode) = entry.target {
-            inodes.insert(inode);
-        }
-    }
-    Ok(inodes)
-}
-
-fn count(items: impl Iterator) -> u32 {
-    u32::try_from(items.count()).unwrap_or(u32::MAX)
 }

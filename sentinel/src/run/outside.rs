@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::hands::{Done, Hands};
 use super::instance::{Instance, Reread};
 use super::service::Service;
-use crate::actuator::Target;
 use crate::clock::Now;
 use crate::controller::State;
 use crate::postfix::edit;
@@ -85,7 +84,7 @@ fn settle(instance: &mut Instance, given_up: &[Option<usize>], hands: &mut Hands
     let mut told = 0;
     if instance.services.iter().any(Service::in_force) {
         for &index in given_up.iter().flatten() {
-            let target = target(instance, index);
+            let target = instance.target(index);
             if let Ok(Done::InFlight(in_flight)) = hands.clear(&target, &[TAKEN_OUT.to_owned()], now) {
                 instance.services[index].under_way = Some(*in_flight);
                 told += 1;
@@ -120,7 +119,7 @@ pub(super) fn give_back_strays(instance: &mut Instance, hands: &mut Hands, now: 
         if !stray || service.controller.waits(now.mono) || !instance.budget.may_give_back(now.mono) {
             continue;
         }
-        let target = target(instance, index);
+        let target = instance.target(index);
         hands.outside_edit(&target.instance, &target.service, CAME_BACK, State::Normal, now);
         let result = hands.clear(&target, &[CAME_BACK.to_owned()], now);
         let service = &mut instance.services[index];
@@ -133,13 +132,5 @@ pub(super) fn give_back_strays(instance: &mut Instance, hands: &mut Hands, now: 
             Ok(Done::Pretended) => {}
             Err(_) => service.controller.failed(now.mono),
         }
-    }
-}
-
-fn target(instance: &Instance, index: usize) -> Target {
-    Target {
-        instance: instance.id.clone(),
-        master: instance.master.clone(),
-        service: instance.services[index].watched.id.clone(),
     }
 }

@@ -2,13 +2,16 @@
 
 use std::time::Instant;
 
+use super::shedding::Shedding;
 use crate::actuator::InFlight;
 use crate::config::Config;
 use crate::controller::{Controller, Dwell, State};
 use crate::detector::{Detector, Verdict};
 use crate::postfix::services::WatchedService;
-use crate::signals::service::{ListenerLook, Look, ServiceSignals};
-use crate::signals::{ListenerId, ProcessLimit, Sample};
+use crate::shed::Situation;
+use crate::signals::service::{ListenerLook, Look, ServiceSignals, Slots};
+use crate::signals::{ListenerId, ProcessLimit, Reading, Sample};
+use crate::sock_diag::Connection;
 
 #[derive(Debug)]
 pub(super) struct Service {
@@ -23,6 +26,7 @@ pub(super) struct Service {
     pub(super) lines_in_file: bool,
     /// When the history was told last that somebody else edits the file while our lines are in it.
     pub(super) outside_told: Option<Instant>,
+    pub(super) shedding: Shedding,
 }
 
 /// What the last look came to.
@@ -31,6 +35,8 @@ pub(super) struct Seen {
     pub(super) sample: Sample,
     pub(super) verdict: Verdict,
     pub(super) listeners: Vec<ListenerLook>,
+    /// Of its listeners, accepted or waiting; empty when they are not known.
+    pub(super) connections: Vec<Connection>,
 }
 
 impl Service {
@@ -48,6 +54,7 @@ impl Service {
             under_way: None,
             lines_in_file: false,
             outside_told: None,
+            shedding: Shedding::new(config.detect.dwell),
         }
     }
 
@@ -73,12 +80,40 @@ impl Service {
 
     /// Takes a look in: readings, then the verdict on them.
     pub(super) fn see(&mut self, look: Look) {
-        let sample = self.signals.sample(&look);
+        let connections = match &look.slots {
+            Slots::Connections(Reading::Known { value, .. }) => value.clone(),
+            _ => Vec::new(),
+        };
+        self.shedding.see(look.at, &connections);
+        let held_without_stress = self.shedding.held_without_stress(look.at);
+        let sample = self.signals.sample(&look, held_without_stress);
         let verdict = self.detector.step(&sample);
         self.seen = Some(Seen {
             sample,
             verdict,
             listeners: look.listeners,
+            connections,
         });
+    }
+
+    /// Stress mode is on for its new sessions, by our edit or by master's own doing.
+    pub(super) fn stressed(&self) -> bool {
+        let native = || {
+            self.seen
+                .as_ref()
+                .and_then(|seen| seen.sample.native_stress.value())
+                == Some(&true)
+        };
+        self.in_force() || (self.watched.native && native())
+    }
+
+    /// How it stands, when that is known.
+    pub(super) fn situation(&self) -> Option<Situation> {
+        let seen = self.seen.as_ref()?;
+        Some(Situation {
+            slots: self.slots()?,
+            busy: *seen.sample.busy.value()?,
+            waiting: seen.sample.queue.value().map_or(0, |queue| queue.depth),
+        })
     }
 }

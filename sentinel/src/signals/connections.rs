@@ -6,7 +6,16 @@
 use std::time::Duration;
 
 use super::Holders;
-use super::sock_diag::Connection;
+use crate::sock_diag::Connection;
+
+/// Bytes a second: the default of smtpd_min_data_rate (Postfix 3.7, src/global/mail_params.h).
+const DAWDLING_RATE: u64 = 500;
+
+/// One request may always take this long: a person types a command in less.
+const DAWDLES_AFTER: Duration = Duration::from_secs(6);
+
+/// Who has said nothing for longer may be done and wait for our reply: then it is the server's turn.
+const STILL_SPEAKING: Duration = Duration::from_secs(5);
 
 /// Whose move it is on an accepted connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +24,9 @@ pub enum Turn {
     Ungreeted,
     /// The client owes the next move, and has been silent for this long.
     ClientSilent(Duration),
+    /// The client is at its turn, and gives so little, and has for this long, that no honest line is that slow: a byte
+    /// now and then to look alive.
+    ClientDawdles(Duration),
     /// The client spoke last, this long ago.
     ServerOwes(Duration),
     /// Something moved just now, or the client has closed and smtpd is about to see it.
@@ -28,6 +40,8 @@ pub fn turn(connection: &Connection) -> Turn {
     // session, a client that waited 12 s in the accept queue would look silent for 12 s.
     if connection.bytes_sent == 0 {
         Turn::Ungreeted
+    } else if let Some(spoke_for) = dawdled(connection) {
+        Turn::ClientDawdles(spoke_for)
     } else if connection.client_closed || quiet < silent_after(connection) {
         Turn::Active
     } else if connection.since_received < connection.since_sent {
@@ -35,6 +49,15 @@ pub fn turn(connection: &Connection) -> Turn {
     } else {
         Turn::ClientSilent(quiet)
     }
+}
+
+/// For how long the client has been over one request, if all that it has ever said would not fill that time at
+/// [`DAWDLING_RATE`].
+fn dawdled(connection: &Connection) -> Option<Duration> {
+    let spoke_for = connection.since_sent.checked_sub(connection.since_received)?;
+    let allowed = Duration::from_secs(connection.bytes_received / DAWDLING_RATE);
+    let speaking = connection.bytes_received > 0 && connection.since_received < STILL_SPEAKING;
+    (speaking && spoke_for > DAWDLES_AFTER + allowed).then_some(spoke_for)
 }
 
 /// From when on this connection counts as silent.
@@ -52,10 +75,10 @@ fn silent_after(connection: &Connection) -> Duration {
 /// Counts the accepted ones of `connections` by whose move it is.
 pub fn holders<'a>(connections: impl IntoIterator<Item = &'a Connection>) -> Holders {
     let mut holders = Holders::default();
-    for connection in connections.into_iter().filter(|connection| connection.accepted) {
+    for connection in connections.into_iter().filter(|connection| connection.accepted()) {
         match turn(connection) {
             Turn::Ungreeted => holders.ungreeted += 1,
-            Turn::ClientSilent(_) => holders.silent += 1,
+            Turn::ClientSilent(_) | Turn::ClientDawdles(_) => holders.silent += 1,
             Turn::ServerOwes(_) => holders.server_owes += 1,
             Turn::Active => holders.active += 1,
         }
@@ -72,7 +95,8 @@ mod tests {
             local: "192.0.2.1:25".parse().unwrap(),
             remote: "198.51.100.7:40000".parse().unwrap(),
             cookie: [0; 8],
-            accepted: true,
+            interface: 0,
+            inode: 1,
             client_closed: false,
             bytes_sent,
             bytes_received: 20,
@@ -118,9 +142,26 @@ mod tests {
     }
 
     #[test]
+    fn a_byte_now_and_then_is_dawdling_a_message_on_a_slow_line_is_not() {
+        let drip = |received, spoke_ms: u64| Connection {
+            bytes_received: received,
+            ..accepted(200, spoke_ms + 2_000, 2_000)
+        };
+        assert_eq!(
+            turn(&drip(120, 8_000)),
+            Turn::ClientDawdles(Duration::from_secs(8))
+        );
+        assert_eq!(turn(&drip(120, 5_000)), Turn::ServerOwes(Duration::from_secs(2)));
+        assert_eq!(
+            turn(&drip(160_000, 8_000)),
+            Turn::ServerOwes(Duration::from_secs(2))
+        );
+    }
+
+    #[test]
     fn queued_connections_hold_no_slot() {
         let queued = Connection {
-            accepted: false,
+            inode: 0,
             ..accepted(0, 100, 100)
         };
         let all = [queued, accepted(31, 5_000, 9_000), accepted(0, 1, 1)];

@@ -5,7 +5,6 @@
 pub mod connections;
 pub mod overflows;
 pub mod service;
-pub mod sock_diag;
 pub mod window;
 
 use std::time::Instant;
@@ -106,6 +105,8 @@ pub struct Sample {
     pub greeting: Reading<GreetingLatency>,
     /// Master's own stress mode, as the newest smtpd of the service was started with it.
     pub native_stress: Reading<bool>,
+    /// Slots that would be held besides, if the sessions that only stress mode ends had the timeouts of calm.
+    pub held_without_stress: Reading<f64>,
 }
 
 /// maxproc of a master.cf entry.
@@ -123,7 +124,8 @@ pub struct Holders {
     /// Accepted, and not a byte sent to them yet: smtpd itself is busy before the greeting (DNS, policy, milter).
     pub ungreeted: u32,
     /// Greeted, the client owes the next move, and nothing has gone either way for at least
-    /// [`Holders::SILENT_AFTER`], or [`Holders::MUTE_AFTER`] where the client has never said a word.
+    /// [`Holders::SILENT_AFTER`], or [`Holders::MUTE_AFTER`] where the client has never said a word; or the client gives
+    /// a byte now and then to look alive.
     pub silent: u32,
     /// Greeted, and the client spoke last, at least [`Holders::SILENT_AFTER`] ago: the server owes the reply.
     pub server_owes: u32,

@@ -6,11 +6,11 @@
 use std::time::{Duration, Instant};
 
 use super::connections::holders;
-use super::sock_diag::{Connection, ListenSocket};
 use super::window::{Peak, Window};
 use super::{AcceptQueue, GreetingLatency, Holders, ListenerId, ProcessLimit, Reading, Sample};
 use crate::postfix::processes::Smtpd;
 use crate::probes::{ListenerReading, quantile_ms};
+use crate::sock_diag::{Connection, ListenSocket};
 
 /// The rate of early disconnects is taken over this long.
 const EARLY_OVER: Duration = Duration::from_secs(5);
@@ -30,6 +30,8 @@ pub struct Look {
     pub listeners: Vec<ListenerLook>,
     /// Why there are no listeners to look at; empty when there are.
     pub no_listeners: String,
+    /// The queue of the socket through which postscreen hands connections over, for a pass service.
+    pub handover: Option<Reading<AcceptQueue>>,
 }
 
 /// How the busy slots of the service can be seen.
@@ -37,7 +39,7 @@ pub struct Look {
 pub enum Slots {
     /// By the accepted connections of its listeners.
     Connections(Reading<Vec<Connection>>),
-    /// By the lock that idle processes wait for (`pass` services: another process has accepted the connection).
+    /// By the lock that idle processes wait for, where the sockets cannot be seen: how many, not what they do.
     BusyByLock(Reading<u32>),
 }
 
@@ -70,7 +72,7 @@ impl Default for ServiceSignals {
 
 impl ServiceSignals {
     /// Makes the sample of this look.
-    pub fn sample(&mut self, look: &Look) -> Sample {
+    pub fn sample(&mut self, look: &Look, held_without_stress: Reading<f64>) -> Sample {
         let at = look.at;
         let (busy, holders) = slots(look);
         Sample {
@@ -86,10 +88,18 @@ impl ServiceSignals {
             early_disconnects_per_s: self.early_rate(look),
             greeting: self.greeting(look),
             native_stress: native_stress(look),
+            held_without_stress,
         }
     }
 
     fn queue(&mut self, look: &Look) -> Reading<AcceptQueue> {
+        if let Some(handover) = &look.handover {
+            let polled = &mut self.polled_depth;
+            return handover.clone().map(|queue| AcceptQueue {
+                high_water: polled.see(look.at, queue.depth),
+                ..queue
+            });
+        }
         let Some(fullest) = look
             .listeners
             .iter()
@@ -177,7 +187,7 @@ fn slots(look: &Look) -> (Reading<u32>, Reading<Holders>) {
         }
         Slots::BusyByLock(busy) => (
             busy.clone(),
-            Reading::unavailable("another process has accepted the connections of a pass service"),
+            Reading::unavailable("the sockets of the service cannot be seen"),
         ),
     }
 }

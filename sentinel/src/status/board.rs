@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Report;
 use crate::controller::State;
+use crate::shed::Reason;
 
 /// Above this many, the counters of instances that are gone are dropped. Until then they stay: the reload that a
 /// master did not survive must not vanish together with the master.
@@ -33,7 +34,10 @@ pub struct Counters {
     pub transitions: BTreeMap<(String, String, State), u64>,
     /// By instance.
     pub reloads: BTreeMap<(String, ReloadResult), u64>,
-    /// By instance: ListenOverflows of its network namespace, since that began. Absent while not known.
+    /// Connections closed, by instance, service and the limit that they broke.
+    pub sheds: BTreeMap<(String, String, Reason), u64>,
+    /// By instance: ListenOverflows of its network namespace, since that began. Absent while not known, and where the
+    /// probes count by listener.
     pub accept_overflows: BTreeMap<String, u64>,
 }
 
@@ -97,7 +101,14 @@ impl Board {
             .or_insert(0) += 1;
     }
 
-    /// Says what ListenOverflows of the network namespace of `instance` stands at; `None` when that cannot be read.
+    /// Counts a connection of `service` ("smtp/inet") of `instance` that was closed for `reason`.
+    pub fn count_shed(&self, instance: &str, service: &str, reason: Reason) {
+        let key = (instance.to_owned(), service.to_owned(), reason);
+        *self.lock().counters.sheds.entry(key).or_insert(0) += 1;
+    }
+
+    /// Says what ListenOverflows of the network namespace of `instance` stands at; `None` when that cannot be read, or
+    /// is not wanted because the listeners have counts of their own.
     pub fn set_accept_overflows(&self, instance: &str, total: Option<u64>) {
         let overflows = &mut self.lock().counters.accept_overflows;
         match total {
@@ -119,6 +130,11 @@ impl Counters {
                 self.reloads.entry((instance.id.clone(), result)).or_insert(0);
             }
             for service in &instance.services {
+                for reason in Reason::ALL {
+                    self.sheds
+                        .entry((instance.id.clone(), service.label(), reason))
+                        .or_insert(0);
+                }
                 for to in [State::Normal, State::Stressed, State::Recovering] {
                     self.transitions
                         .entry((instance.id.clone(), service.label(), to))
@@ -134,7 +150,9 @@ impl Counters {
             .collect();
         self.accept_overflows
             .retain(|instance, _| present.contains(instance.as_str()));
-        if self.transitions.len() + self.reloads.len() > KEPT_COUNTERS {
+        if self.transitions.len() + self.reloads.len() + self.sheds.len() > KEPT_COUNTERS {
+            self.sheds
+                .retain(|(instance, ..), _| present.contains(instance.as_str()));
             self.transitions
                 .retain(|(instance, ..), _| present.contains(instance.as_str()));
             self.reloads
@@ -181,7 +199,7 @@ mod tests {
             board.publish(report, start());
         }
         let counters = board.counters();
-        assert!(counters.reloads.len() + counters.transitions.len() <= KEPT_COUNTERS);
+        assert!(counters.reloads.len() + counters.transitions.len() + counters.sheds.len() <= KEPT_COUNTERS);
         assert!(
             counters
                 .reloads

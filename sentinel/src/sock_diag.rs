@@ -1,20 +1,22 @@
-//! The kernel's own socket table over netlink (sock_diag(7)): listening sockets with their accept queue, and the
-//! connections of one local port with who moved last.
+//! The kernel's own socket table over netlink (sock_diag(7)): listening sockets with their accept queue, the
+//! connections of one local port with who moved last, and the way to close one of them.
 //!
 //! A [`SockDiag`] sees the network namespace in which its netlink socket was opened, for as long as it lives; so
-//! setns(2) is needed once a namespace and not once a look. Reads only.
+//! setns(2) is needed once a namespace and not once a look. Which connection is closed is decided in [`crate::shed`].
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_CLOSE_WAIT};
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
+use netlink_packet_sock_diag::unix::nlas::UnixDiagName;
+use netlink_packet_sock_diag::unix::{self, UnixRequest};
+use netlink_packet_sock_diag::{SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, SockDiagMessage};
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -45,6 +47,16 @@ pub struct ListenSocket {
     pub backlog: u32,
 }
 
+/// A listening socket of the file system, as postscreen hands connections over through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnixListener {
+    /// As it was bound: relative to the queue directory for Postfix's.
+    pub path: PathBuf,
+    pub inode: u32,
+    pub depth: u32,
+    pub backlog: u32,
+}
+
 /// A server-side connection that is ESTABLISHED or CLOSE_WAIT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connection {
@@ -52,8 +64,10 @@ pub struct Connection {
     pub remote: SocketAddr,
     /// Unique to the socket for the life of the kernel.
     pub cookie: [u8; 8],
-    /// A process has accepted it (the kernel gives an inode at accept); else it waits in the accept queue.
-    pub accepted: bool,
+    /// The interface that it is bound to, 0 for none.
+    pub interface: u32,
+    /// Given by the kernel at accept; 0 while it waits in the accept queue.
+    pub inode: u32,
     /// The client has sent its FIN.
     pub client_closed: bool,
     pub bytes_sent: u64,
@@ -64,6 +78,13 @@ pub struct Connection {
     pub since_received: Duration,
     /// Smoothed round-trip time.
     pub rtt: Duration,
+}
+
+impl Connection {
+    /// A process has accepted it; else it waits in the accept queue.
+    pub fn accepted(&self) -> bool {
+        self.inode != 0
+    }
 }
 
 impl SockDiag {
@@ -117,6 +138,35 @@ impl SockDiag {
         Ok(found)
     }
 
+    /// All listening sockets of the file system that were bound in this network namespace.
+    pub fn unix_listeners(&mut self) -> io::Result<Vec<UnixListener>> {
+        let request = UnixRequest {
+            state_flags: unix::StateFlags::LISTEN,
+            inode: 0,
+            show_flags: unix::ShowFlags::NAME | unix::ShowFlags::RQLEN,
+            cookie: [0xff; 8],
+        };
+        self.send(
+            SOCK_DIAG_BY_FAMILY,
+            NLM_F_REQUEST | NLM_F_DUMP,
+            SockDiagMessage::UnixRequest(request),
+        )?;
+        let mut found = Vec::new();
+        self.replies(|message| {
+            if let SockDiagMessage::UnixResponse(response) = message
+                && let Some(UnixDiagName::Pathname(path)) = response.name()
+            {
+                found.push(UnixListener {
+                    path: path.into(),
+                    inode: response.header.inode,
+                    depth: response.number_of_pending_connection().unwrap_or(0),
+                    backlog: response.max_number_of_pending_connection().unwrap_or(0),
+                });
+            }
+        })?;
+        Ok(found)
+    }
+
     /// The connections that came in through one of `listeners`.
     ///
     /// Each family costs a walk over the kernel's whole table of established connections, 1 ms for 262,144 buckets
@@ -138,6 +188,47 @@ impl SockDiag {
             })?;
         }
         Ok(found)
+    }
+
+    /// Closes a connection (SOCK_DESTROY, Linux 4.5 with CONFIG_INET_DIAG_DESTROY): the client gets a reset, the server
+    /// ECONNABORTED. The cookie names this very socket, so a port that was used again meanwhile is not hit. `false`
+    /// when it was gone already. Needs CAP_NET_ADMIN in the user namespace of the network namespace.
+    pub fn destroy(&mut self, connection: &Connection) -> io::Result<bool> {
+        let id = SocketId {
+            source_port: connection.local.port(),
+            destination_port: connection.remote.port(),
+            source_address: connection.local.ip(),
+            destination_address: connection.remote.ip(),
+            interface_id: connection.interface,
+            cookie: connection.cookie,
+        };
+        let request = InetRequest {
+            family: family(connection.local),
+            protocol: IPPROTO_TCP,
+            extensions: ExtensionFlags::empty(),
+            states: StateFlags::all(),
+            socket_id: id,
+        };
+        self.send(
+            SOCK_DESTROY,
+            NLM_F_REQUEST | NLM_F_ACK,
+            SockDiagMessage::InetRequest(request),
+        )?;
+        loop {
+            let length = self.receive()?;
+            let message = parse(&self.reply[..length])?;
+            if message.header.sequence_number != self.sequence {
+                continue;
+            }
+            return match message.payload {
+                NetlinkPayload::Error(error) if error.code.is_none() => Ok(true),
+                NetlinkPayload::Error(error) if error.to_io().kind() == io::ErrorKind::NotFound => Ok(false),
+                NetlinkPayload::Error(error) => Err(error.to_io()),
+                _ => Err(io::Error::other(
+                    "sock_diag answered a SOCK_DESTROY with something else than a result",
+                )),
+            };
+        }
     }
 
     fn dump(
@@ -165,7 +256,20 @@ impl SockDiag {
                 ..id
             },
         };
-        self.send(NLM_F_REQUEST | NLM_F_DUMP, request)?;
+        self.send(
+            SOCK_DIAG_BY_FAMILY,
+            NLM_F_REQUEST | NLM_F_DUMP,
+            SockDiagMessage::InetRequest(request),
+        )?;
+        self.replies(|message| {
+            if let SockDiagMessage::InetResponse(response) = message {
+                each(&response);
+            }
+        })
+    }
+
+    /// Hands on every message of a dump.
+    fn replies(&mut self, mut each: impl FnMut(SockDiagMessage)) -> io::Result<()> {
         loop {
             let length = self.receive()?;
             let mut offset = 0;
@@ -177,7 +281,7 @@ impl SockDiag {
                     continue;
                 }
                 match message.payload {
-                    NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => each(&response),
+                    NetlinkPayload::InnerMessage(message) => each(message),
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
                     _ => {}
@@ -186,12 +290,14 @@ impl SockDiag {
         }
     }
 
-    fn send(&mut self, flags: u16, request: InetRequest) -> io::Result<()> {
+    fn send(&mut self, kind: u16, flags: u16, request: SockDiagMessage) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
+        let mut message = NetlinkMessage::from(request);
         message.header.flags = flags;
         message.header.sequence_number = self.sequence;
         message.finalize();
+        // The crate knows the number of SOCK_DESTROY, but finalizes every message as a query.
+        message.header.message_type = kind;
         let mut bytes = vec![0; message.header.length as usize];
         message.serialize(&mut bytes);
         self.socket.send(&bytes, 0).map(drop)
@@ -235,7 +341,8 @@ fn connection(response: &InetResponse) -> Option<Connection> {
         local: local(response),
         remote: SocketAddr::new(id.destination_address, id.destination_port),
         cookie: id.cookie,
-        accepted: header.inode != 0,
+        interface: id.interface_id,
+        inode: header.inode,
         client_closed: header.state == TCP_CLOSE_WAIT,
         bytes_sent: info.bytes_sent,
         bytes_received: info.bytes_received,
@@ -274,7 +381,7 @@ pub fn owner(listeners: &[SocketAddr], local: SocketAddr) -> Option<SocketAddr> 
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -294,7 +401,7 @@ mod tests {
         served.write_all(b"220 hello\r\n").unwrap();
         let server_side = diag.connections(&[address]).unwrap();
         assert_eq!(server_side.len(), 3);
-        let accepted: Vec<_> = server_side.iter().filter(|c| c.accepted).collect();
+        let accepted: Vec<_> = server_side.iter().filter(|c| c.accepted()).collect();
         assert_eq!(accepted.len(), 1);
         assert_eq!(accepted[0].remote, peer);
         assert_eq!(accepted[0].bytes_sent, 11);
@@ -309,7 +416,28 @@ mod tests {
         let mut diag = SockDiag::open().unwrap();
         let gone = diag.connections(&[address]).unwrap();
         assert_eq!(gone.len(), 1);
-        assert!(gone[0].client_closed && !gone[0].accepted);
+        assert!(gone[0].client_closed && !gone[0].accepted());
+    }
+
+    #[test]
+    fn a_connection_is_closed_once_and_only_under_its_own_cookie() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(address).unwrap();
+        let served = listener.accept().unwrap();
+        let mut diag = SockDiag::open().unwrap();
+        let connection = diag.connections(&[address]).unwrap()[0];
+
+        let other = Connection {
+            cookie: [1; 8],
+            ..connection
+        };
+        assert!(!matches!(diag.destroy(&other), Ok(true)));
+        assert!(diag.destroy(&connection).unwrap());
+        let error = client.read(&mut [0; 8]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(!diag.destroy(&connection).unwrap());
+        drop(served);
     }
 
     #[test]
