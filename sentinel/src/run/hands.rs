@@ -1,14 +1,15 @@
 //! The actuator behind the mode, and the pen: whatever is done, refused or changed is journaled, logged and counted
 //! here in one go, so that none of the three can know less than the others.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
 
 use super::shedding::Tally;
 use crate::actuator::{
-    ActError, Action, Actuator, DryRun, Found, HistoryEntry, InFlight, Kind, Outcome, RestoreReport, Target,
-    Told,
+    ActError, Action, Actuator, DryRun, Found, HistoryEntry, InFlight, Intent, Kind, Outcome, RestoreReport,
+    Target, Told,
 };
 use crate::clock::Now;
 use crate::controller::{State, Transition};
@@ -120,6 +121,23 @@ impl Hands {
         if let Err(error) = self.actuator.rollback(act, why, now) {
             tracing::error!(%instance, %service, "{error}");
         }
+    }
+
+    /// Makes sure that no other sentinel is in charge of this master.cf; else why ours keeps its hands off.
+    pub(super) fn claim(&mut self, config_dir: &Path) -> Result<(), String> {
+        if self.mode != Mode::Enforce {
+            return Ok(());
+        }
+        self.actuator
+            .claim(config_dir)
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Whether the journal has something open about this master.cf.
+    pub(super) fn owes(&self, config_dir: &Path) -> bool {
+        let about = |intent: &Intent| intent.config_dir == config_dir;
+        self.actuator.open_intents().iter().any(about)
     }
 
     /// Gives back whatever of ours is in these files, and in those that the journal names.
