@@ -231,8 +231,10 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         return false;
     }
     let reread = instance.refresh(config, now.mono);
-    if reread.is_some() {
+    if std::mem::take(&mut instance.changed) {
         notice_broken_files(instance, hands, now);
+    }
+    if reread.is_some() {
         for index in 0..instance.services.len() {
             let service = &instance.services[index];
             if instance.broken.is_none() && service.watched.actionable.is_ok() && !service.in_force() {
@@ -341,6 +343,10 @@ fn carry_out(
     }
     if let Some(change) = service.controller.settle(now.mono, act, done, reasons) {
         hands.transition(&instance.id, &id, change, now);
+    }
+    // The file came first and is without our lines; only the master could not be told, since somebody has broken it.
+    if act == Act::Clear && !done && instance.broken.is_some() && !hands.ours_in(&target) {
+        outside::out_and_waiting(instance, index, hands, now);
     }
 }
 

@@ -8,11 +8,13 @@ use serde_json::json;
 
 use super::shedding::Tally;
 use crate::actuator::{
-    ActError, Action, Actuator, DryRun, Found, HistoryEntry, InFlight, Intent, Kind, Outcome, RestoreReport,
-    Target, Told,
+    ActError, Action, Actuator, ConfigDir, DryRun, Found, HistoryEntry, InFlight, Intent, Kind, Outcome,
+    RestoreReport, Target, Told,
 };
 use crate::clock::Now;
 use crate::controller::{State, Transition};
+use crate::postfix::edit;
+use crate::postfix::endpoint::same_service;
 use crate::postfix::{Master, ServiceId};
 use crate::shed::Offender;
 use crate::sock_diag::SockDiag;
@@ -256,6 +258,17 @@ impl Hands {
             .reloadable(master)
             .err()
             .map(|error| error.to_string())
+    }
+
+    /// Whether master.cf has our lines on this service; not when it cannot be read.
+    pub(super) fn ours_in(&self, target: &Target) -> bool {
+        ConfigDir::open(&target.master.config_dir)
+            .and_then(|dir| dir.read_followed())
+            .is_ok_and(|bytes| {
+                edit::ours(&bytes)
+                    .iter()
+                    .any(|id| same_service(id, &target.service))
+            })
     }
 
     /// The alarm over configuration files that would stop Postfix, and its end. It is nobody's act of ours, so it has no

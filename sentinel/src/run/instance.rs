@@ -51,6 +51,9 @@ pub(super) struct Instance {
     pub(super) broken: Option<String>,
     /// Whether master.cf could be replaced, as of a few seconds ago; else why not.
     pub(super) replaceable: Result<(), String>,
+    /// A configuration file has changed, whether or not it could be read, and nobody has asked yet whether a master would
+    /// survive it.
+    pub(super) changed: bool,
     processes: Processes,
     eyes: Eyes,
     /// Where postscreen listens, if it does.
@@ -112,6 +115,7 @@ impl Instance {
             trouble: String::new(),
             broken: None,
             replaceable: Ok(()),
+            changed: false,
             processes: Processes::default(),
             eyes,
             screened: Vec::new(),
@@ -195,6 +199,7 @@ impl Instance {
         }
         self.unsettled = None;
         self.stamp = stamp;
+        self.changed = true;
         self.read_configuration(config)
     }
 

@@ -82,6 +82,16 @@ fn give_up(instance: &str, service: &mut Service, why: &str, hands: &mut Hands, 
     }
 }
 
+/// Our lines are out of a file that must not be reloaded yet: the state follows the file, the master is told later.
+pub(super) fn out_and_waiting(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
+    let service = &mut instance.services[index];
+    service.lines_in_file = false;
+    if let Some(change) = service.controller.yielded(OUT_AND_WAITING.to_owned()) {
+        hands.transition(&instance.id, &service.watched.id, change, now);
+    }
+    instance.budget.release();
+}
+
 /// Closes the journal's account of these services, takes out what is left of ours, and tells the master once if it may
 /// still run with it. Of an entry that is gone (`None`) there is nothing to take out; while another one is still in
 /// force, its account is closed with that one's.
