@@ -28,6 +28,12 @@ impl RestoreReport {
     pub fn complete(&self) -> bool {
         self.items.iter().all(Restored::complete)
     }
+
+    /// How many masters were told to reload.
+    pub fn reloads(&self) -> usize {
+        let told = |item: &&Restored| matches!(item.told, Told::Once);
+        self.items.iter().filter(told).count()
+    }
 }
 
 /// What became of one master.cf. Displays as a sentence for the operator.

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use super::hands::{Done, Hands};
 use super::instance::Instance;
-use super::report;
 use super::service::Service;
+use super::{outside, report};
 use crate::actuator::Progress;
-use crate::clock::Now;
+use crate::clock::{self, Now};
 use crate::config::Config;
 use crate::controller::{Act, Gate, Plan, State, Transition};
+use crate::detector::STALE_AFTER;
 use crate::postfix::discovery;
 use crate::probes::{ListenerReading, Probes};
 use crate::signals::ListenerId;
@@ -151,7 +152,10 @@ impl Engine {
             }
         }
         self.forget_stopped(now);
-        self.instances.iter_mut().for_each(Instance::try_replaceable);
+        for instance in &mut self.instances {
+            let claimed = self.hands.claim(&instance.master.config_dir);
+            instance.try_replaceable(claimed);
+        }
     }
 
     fn forget_stopped(&mut self, now: Now) {
@@ -226,11 +230,11 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         verify(instance, hands, false, now);
         return false;
     }
-    if instance.refresh(config, now.mono) {
+    let reread = instance.refresh(config, now.mono);
+    if std::mem::take(&mut instance.changed) {
         notice_broken_files(instance, hands, now);
-        if hands.mode() == Mode::Enforce {
-            notice_outside_edits(instance, hands, now);
-        }
+    }
+    if reread.is_some() {
         for index in 0..instance.services.len() {
             let service = &instance.services[index];
             if instance.broken.is_none() && service.watched.actionable.is_ok() && !service.in_force() {
@@ -238,16 +242,26 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
             }
         }
     }
+    if hands.mode() == Mode::Enforce {
+        if let Some(reread) = reread {
+            outside::notice(instance, reread, hands, now);
+        }
+        outside::give_back_strays(instance, hands, now);
+    }
     let Some(found) = instance.look(config, now.mono) else {
         return false;
     };
+    let judged = clock::now();
     for (index, found) in found.into_iter().enumerate() {
-        let look = found.combine(&instance.services[index].watched, instance.master.netns, probed);
-        instance.services[index].see(look);
-        decide(instance, index, hands, now);
-        shed(instance, index, hands, config, now);
+        let service = &mut instance.services[index];
+        let look = found.combine(&service.watched, instance.master.netns, probed, judged.mono);
+        service.see(look);
+        decide(instance, index, hands, judged);
+        if judged.mono.saturating_duration_since(now.mono) <= STALE_AFTER {
+            shed(instance, index, hands, config, judged);
+        }
     }
-    verify(instance, hands, true, now);
+    verify(instance, hands, true, judged);
     true
 }
 
@@ -262,40 +276,6 @@ fn notice_broken_files(instance: &mut Instance, hands: &mut Hands, now: Now) {
     // A clear that came meanwhile took our lines out, and the master still runs with them.
     let waiting = instance.broken.is_none() && !instance.services.iter().any(Service::in_force);
     if waiting && hands.mode() == Mode::Enforce {
-        hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
-    }
-}
-
-/// Somebody took our lines out: their file, their decision. The state follows, and nothing is put back.
-fn notice_outside_edits(instance: &mut Instance, hands: &mut Hands, now: Now) {
-    let mut lost = false;
-    for service in instance
-        .services
-        .iter_mut()
-        .filter(|service| service.in_force() && !service.lines_in_file)
-    {
-        let what = if instance.broken.is_some() {
-            "our lines are no longer in master.cf, and stay out; the master is told when the file is whole again"
-        } else {
-            "our lines are no longer in master.cf: somebody else took them out, and they stay out"
-        };
-        hands.outside_edit(
-            &instance.id,
-            &service.watched.id,
-            what,
-            service.controller.state(),
-            now,
-        );
-        service.under_way = None;
-        if let Some(change) = service.controller.lost(now.mono, what.into()) {
-            instance.budget.release();
-            hands.transition(&instance.id, &service.watched.id, change, now);
-        }
-        lost = true;
-    }
-    // Nothing of ours is left in the file: the journal's account of it is closed, and the master told once if it may
-    // still run with what is no longer written anywhere.
-    if lost && !instance.services.iter().any(Service::in_force) {
         hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
     }
 }
@@ -359,9 +339,14 @@ fn carry_out(
     }
     if let Ok(Done::InFlight(in_flight)) = result {
         service.under_way = Some(*in_flight);
+        service.lines_in_file = act == Act::Trip;
     }
     if let Some(change) = service.controller.settle(now.mono, act, done, reasons) {
         hands.transition(&instance.id, &id, change, now);
+    }
+    // The file came first and is without our lines; only the master could not be told, since somebody has broken it.
+    if act == Act::Clear && !done && instance.broken.is_some() && !hands.ours_in(&target) {
+        outside::out_and_waiting(instance, index, hands, now);
     }
 }
 
@@ -423,10 +408,9 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
 
 /// Takes everything of ours out of the files of this instance.
 fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
-    if !instance.services.iter().any(Service::in_force) {
-        return;
-    }
-    if hands.mode() == Mode::Enforce {
+    let ours = |service: &Service| service.in_force() || service.lines_in_file;
+    let any = instance.services.iter().any(ours) || hands.owes(&instance.master.config_dir);
+    if any && hands.mode() == Mode::Enforce {
         hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
     }
     for service in instance.services.iter_mut().filter(|service| service.in_force()) {
