@@ -285,8 +285,7 @@ fn decide(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
         .and_then(|()| instance.services[index].watched.actionable.clone());
     let budget = instance.budget.may_trip(now.mono);
     let service = &mut instance.services[index];
-    // One act at a time: the next one waits until the last is known to have taken.
-    let (Some(seen), None) = (&service.seen, &service.under_way) else {
+    let Some(seen) = &service.seen else {
         return;
     };
     let native_stress = service.watched.native && seen.sample.native_stress.value() == Some(&true);
@@ -312,6 +311,10 @@ fn decide(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
         Plan::Trip { reasons } => (Act::Trip, reasons),
         Plan::Clear { reasons } => (Act::Clear, reasons),
     };
+    // A plan is made anew at each look: none is lost by waiting until the master has outlived the last signal.
+    if !service.at_leisure(now.mono) {
+        return;
+    }
     carry_out(instance, index, act, reasons, hands, now);
 }
 
@@ -338,8 +341,13 @@ fn carry_out(
         }
     }
     if let Ok(Done::InFlight(in_flight)) = result {
-        service.under_way = Some(*in_flight);
         service.lines_in_file = act == Act::Trip;
+        if let Some(last) = service.under_way.replace(*in_flight) {
+            hands.confirmed(
+                &last,
+                "the master lives; the next act came before a new smtpd was started",
+            );
+        }
     }
     if let Some(change) = service.controller.settle(now.mono, act, done, reasons) {
         hands.transition(&instance.id, &id, change, now);

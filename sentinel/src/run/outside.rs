@@ -130,7 +130,7 @@ pub(super) fn give_back_strays(instance: &mut Instance, hands: &mut Hands, now: 
     }
     for index in 0..instance.services.len() {
         let service = &instance.services[index];
-        let stray = !service.in_force() && service.lines_in_file && service.under_way.is_none();
+        let stray = !service.in_force() && service.lines_in_file && service.at_leisure(now.mono);
         if !stray || service.controller.waits(now.mono) || !instance.budget.may_give_back(now.mono) {
             continue;
         }

@@ -63,6 +63,13 @@ impl Service {
         self.controller.state() != State::Normal
     }
 
+    /// Nothing is under way that the next act would have to wait for.
+    pub(super) fn at_leisure(&self, now: Instant) -> bool {
+        self.under_way
+            .as_ref()
+            .is_none_or(|act| act.verification.outlived(now))
+    }
+
     /// maxproc, when there is a limit.
     pub(super) fn slots(&self) -> Option<u32> {
         match self.watched.limit {
