@@ -89,10 +89,9 @@ impl Scene {
         self.lab.postfix.config_dir().join("master.cf.tmp")
     }
 
-    /// Kills the daemon `delay` after the next such moment. Spins, since a poll with a pause would miss it.
-    fn kill_at(&self, daemon: Daemon<'_>, moment: Moment, delay: Duration) {
+    /// Kills the daemon `delay` after the first such moment since `before`. Spins, since a poll with a pause would miss it.
+    fn kill_at(&self, daemon: Daemon<'_>, before: &Trace, moment: Moment, delay: Duration) {
         let pid = Pid::from_raw(i32::try_from(daemon.pid()).unwrap());
-        let before = self.trace();
         let start = clock::now();
         loop {
             let now = self.trace();
@@ -105,7 +104,11 @@ impl Scene {
             if come || now.inode != before.inode {
                 break;
             }
-            assert!(start.elapsed() < PATIENCE, "{moment:?} did not come");
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{moment:?} did not come:\n{}",
+                self.sentinel.log()
+            );
         }
         let seen = clock::now();
         while seen.elapsed() < delay {
@@ -163,8 +166,9 @@ fn killed_in_the_midst_of_a_trip() {
     for (moment, delay, restart) in runs(&DELAYS) {
         let before = scene.lab.postfix.reloads();
         let daemon = scene.sentinel.start().unwrap();
+        let trace = scene.trace();
         let attackers = scene.flood();
-        scene.kill_at(daemon, moment, delay);
+        scene.kill_at(daemon, &trace, moment, delay);
         attackers.stop().unwrap();
         // The trip's own, and one that takes it back.
         scene.judge(restart, before + 2, &format!("trip, {moment:?} + {delay:?}"));
@@ -179,15 +183,11 @@ fn killed_in_the_midst_of_a_clear() {
         let daemon = scene.sentinel.start().unwrap();
         let attackers = scene.flood();
         daemon.wait_state(State::Stressed).unwrap();
-        let senders = scene
-            .lab
-            .senders(sentinel_lab::senders::Traffic::new(4.0))
-            .unwrap();
+        let trace = scene.trace();
         attackers.stop().unwrap();
-        scene.kill_at(daemon, moment, delay);
+        scene.kill_at(daemon, &trace, moment, delay);
         // The trip's, the clear's, and one more.
         scene.judge(restart, before + 3, &format!("clear, {moment:?} + {delay:?}"));
-        drop(senders);
     }
 }
 
