@@ -8,7 +8,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -74,6 +74,7 @@ pub(crate) struct Plan {
     pub(crate) main_cf: String,
     pub(crate) master_cf: String,
     pub(crate) read_only_master_cf: bool,
+    pub(crate) own_master: bool,
 }
 
 /// A running private Postfix.
@@ -123,6 +124,11 @@ impl Postfix {
             .find(|path| path.exists())
             .context("Postfix is not installed: run `cargo xtask setup`")?;
         lay_out(base)?;
+        let master = if plan.own_master {
+            copy_of(&master, base)?
+        } else {
+            master
+        };
         let config = base.join("config");
         fs::write(
             config.join("main.cf"),
@@ -275,6 +281,19 @@ impl Postfix {
         Ok(fs::rename(new, self.master_cf_path())?)
     }
 
+    /// Replaces the executable of [`crate::lab::Builder::own_master`] under the running master, as the upgrade of a package does.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be replaced.
+    pub fn upgrade(&self) -> Result<()> {
+        let (program, new) = (
+            self.base.join("sbin/master"),
+            self.base.join("sbin/master.dpkg-new"),
+        );
+        fs::copy(&program, &new)?;
+        Ok(fs::rename(new, program)?)
+    }
+
     /// Whether master lives.
     pub fn runs(&self) -> bool {
         Path::new(&format!("/proc/{}/exe", self.master_pid)).exists()
@@ -321,6 +340,15 @@ impl Drop for Postfix {
         drop(self.guard.stdin.take());
         let _ = self.guard.wait();
     }
+}
+
+/// A copy of master's program, beside an smtpd by which the sentinel knows it; it starts those of the machine.
+fn copy_of(master: &Path, base: &Path) -> Result<PathBuf> {
+    let own = base.join("sbin");
+    fs::create_dir(&own)?;
+    fs::copy(master, own.join("master"))?;
+    symlink(master.with_file_name("smtpd"), own.join("smtpd"))?;
+    Ok(own.join("master"))
 }
 
 /// The directories that `postfix check` would make (conf/postfix-files), without a start of its scripts.

@@ -33,6 +33,11 @@ pub enum CheckError {
         .path.display()
     )]
     OtherChange { path: PathBuf, service: ServiceId },
+    #[error(
+        "{} has the listener {service}, which the running master has not opened yet; a reload would have it try, and a port that is taken would stop Postfix: reload it yourself (we do not meanwhile)",
+        .path.display()
+    )]
+    Unbound { path: PathBuf, service: ServiceId },
     #[error("cannot have postconf(1) check {}: {source}", .path.display())]
     Io { path: PathBuf, source: io::Error },
 }
@@ -56,11 +61,11 @@ impl Passed {
         Digest::of(parts.join("\n").as_bytes())
     }
 
-    fn knows(&self, key: &Digest) -> bool {
+    pub(super) fn knows(&self, key: &Digest) -> bool {
         self.0.contains(key)
     }
 
-    fn remember(&mut self, key: Digest) {
+    pub(super) fn remember(&mut self, key: Digest) {
         self.0.push_back(key);
         if self.0.len() > Self::KEPT {
             self.0.pop_front();

@@ -237,7 +237,7 @@ impl Actuator {
             return Told::NotRunning;
         };
         let told = dir.read_followed().map_err(ActError::from).and_then(|bytes| {
-            self.checker(master).reloadable(dir.path(), &bytes)?;
+            self.survives(master, &bytes)?;
             self.tell(dir, master, &super::Digest::of(&bytes))
         });
         match told {

@@ -6,14 +6,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::hands::{Done, Hands};
+use super::hands::{Danger, Done, Hands};
 use super::instance::Instance;
 use super::service::Service;
 use super::{outside, report};
 use crate::actuator::Progress;
 use crate::clock::{self, Now};
 use crate::config::Config;
-use crate::controller::{Act, Gate, Plan, State, Transition};
+use crate::controller::{Act, Controller, Gate, Plan, State, Transition};
 use crate::detector::STALE_AFTER;
 use crate::postfix::discovery;
 use crate::probes::{ListenerReading, Probes};
@@ -155,6 +155,8 @@ impl Engine {
         for instance in &mut self.instances {
             let claimed = self.hands.claim(&instance.master.config_dir);
             instance.try_replaceable(claimed);
+            // A listener that was missing is opened by a reload, which leaves no trace in the files.
+            instance.changed |= matches!(instance.danger, Some(Danger::Unopened(_)));
         }
     }
 
@@ -217,8 +219,8 @@ fn instance_actionable(instance: &Instance, permitted: &Result<(), String>) -> R
     if !instance.trouble.is_empty() {
         return Err(instance.trouble.clone());
     }
-    if let Some(broken) = &instance.broken {
-        return Err(broken.clone());
+    if let Some(danger) = &instance.danger {
+        return Err(danger.sentence().to_owned());
     }
     permitted.clone().and_then(|()| instance.replaceable.clone())
 }
@@ -232,12 +234,12 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
     }
     let reread = instance.refresh(config, now.mono);
     if std::mem::take(&mut instance.changed) {
-        notice_broken_files(instance, hands, now);
+        notice_danger(instance, hands, now);
     }
     if reread.is_some() {
         for index in 0..instance.services.len() {
             let service = &instance.services[index];
-            if instance.broken.is_none() && service.watched.actionable.is_ok() && !service.in_force() {
+            if instance.danger.is_none() && service.watched.actionable.is_ok() && !service.in_force() {
                 hands.rehearse(&instance.target(index), now);
             }
         }
@@ -265,16 +267,29 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
     true
 }
 
-/// Somebody has broken the configuration, or mended it: an alarm, and its end.
-fn notice_broken_files(instance: &mut Instance, hands: &mut Hands, now: Now) {
-    let broken = hands.deadly(&instance.master);
-    if broken == instance.broken {
+/// Somebody has made a reload dangerous, or has mended it: an alarm where the files are broken, and its end.
+fn notice_danger(instance: &mut Instance, hands: &mut Hands, now: Now) {
+    let danger = hands.danger(&instance.master);
+    if danger == instance.danger {
         return;
     }
-    hands.alarm(&instance.id, broken.as_deref(), now);
-    instance.broken = broken;
+    let was = std::mem::replace(&mut instance.danger, danger);
+    let broken = instance.danger.as_ref().and_then(Danger::broken);
+    if was.as_ref().and_then(Danger::broken) != broken {
+        hands.alarm(&instance.id, broken, now);
+    }
+    if let Some(Danger::Unopened(sentence)) = &instance.danger {
+        tracing::warn!(instance = %instance.id, "{sentence}");
+    }
+    if instance.danger.is_none() {
+        let controllers = instance
+            .services
+            .iter_mut()
+            .map(|service| &mut service.controller);
+        controllers.for_each(Controller::try_again);
+    }
     // A clear that came meanwhile took our lines out, and the master still runs with them.
-    let waiting = instance.broken.is_none() && !instance.services.iter().any(Service::in_force);
+    let waiting = instance.danger.is_none() && !instance.services.iter().any(Service::in_force);
     if waiting && hands.mode() == Mode::Enforce {
         hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
     }
@@ -352,8 +367,8 @@ fn carry_out(
     if let Some(change) = service.controller.settle(now.mono, act, done, reasons) {
         hands.transition(&instance.id, &id, change, now);
     }
-    // The file came first and is without our lines; only the master could not be told, since somebody has broken it.
-    if act == Act::Clear && !done && instance.broken.is_some() && !hands.ours_in(&target) {
+    // The file came first and is without our lines; only the master could not be told, since it must not be reloaded.
+    if act == Act::Clear && !done && instance.danger.is_some() && !hands.ours_in(&target) {
         outside::out_and_waiting(instance, index, hands, now);
     }
 }

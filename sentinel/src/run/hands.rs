@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::shedding::Tally;
 use crate::actuator::{
-    ActError, Action, Actuator, ConfigDir, DryRun, Found, HistoryEntry, InFlight, Intent, Kind, Outcome,
-    RestoreReport, Target, Told,
+    ActError, Action, Actuator, CheckError, ConfigDir, DryRun, Found, HistoryEntry, InFlight, Intent, Kind,
+    Outcome, RestoreReport, Target, Told,
 };
 use crate::clock::Now;
 use crate::controller::{State, Transition};
@@ -36,6 +36,31 @@ pub(super) enum Done {
     InFlight(Box<InFlight>),
     /// Dry run: nothing was touched.
     Pretended,
+}
+
+/// Why a Postfix must not be reloaded, in a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Danger {
+    /// It would stop.
+    Broken(String),
+    /// It would open a new listener, and stop if it does not get it.
+    Unopened(String),
+}
+
+impl Danger {
+    pub(super) fn sentence(&self) -> &str {
+        match self {
+            Self::Broken(sentence) | Self::Unopened(sentence) => sentence,
+        }
+    }
+
+    /// What would stop it for sure.
+    pub(super) fn broken(&self) -> Option<&str> {
+        match self {
+            Self::Broken(sentence) => Some(sentence),
+            Self::Unopened(_) => None,
+        }
+    }
 }
 
 impl Hands {
@@ -252,12 +277,14 @@ impl Hands {
         });
     }
 
-    /// What would stop this Postfix if it read its configuration files as they are now; `None` if it would live.
-    pub(super) fn deadly(&self, master: &Master) -> Option<String> {
-        self.actuator
-            .reloadable(master)
-            .err()
-            .map(|error| error.to_string())
+    /// Why this Postfix must not be reloaded with its configuration files as they are now; `None` if it may.
+    pub(super) fn danger(&mut self, master: &Master) -> Option<Danger> {
+        let error = self.actuator.reloadable(master).err()?;
+        let sentence = error.to_string();
+        Some(match error {
+            CheckError::Unbound { .. } => Danger::Unopened(sentence),
+            _ => Danger::Broken(sentence),
+        })
     }
 
     /// Whether master.cf has our lines on this service; not when it cannot be read.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::engine::{QUICK_TICK, TICK};
 use super::eyes::{Eyes, Found};
+use super::hands::Danger;
 use super::service::Service;
 use crate::actuator::{ConfigDir, Digest, Target};
 use crate::config::Config;
@@ -47,8 +48,8 @@ pub(super) struct Instance {
     pub(super) services: Vec<Service>,
     /// Why nothing of it can be watched; empty when it can.
     pub(super) trouble: String,
-    /// What would stop this Postfix if it read its configuration files as they are now.
-    pub(super) broken: Option<String>,
+    /// Why it must not be reloaded with its configuration files as they are now.
+    pub(super) danger: Option<Danger>,
     /// Whether master.cf could be replaced, as of a few seconds ago; else why not.
     pub(super) replaceable: Result<(), String>,
     /// A configuration file has changed, whether or not it could be read, and nobody has asked yet whether a master would
@@ -113,7 +114,7 @@ impl Instance {
             budget: Budget::new(config.act.min_interval, config.act.max_reloads_per_hour),
             services: Vec::new(),
             trouble: String::new(),
-            broken: None,
+            danger: None,
             replaceable: Ok(()),
             changed: false,
             processes: Processes::default(),
@@ -209,7 +210,7 @@ impl Instance {
             .and_then(|dir| dir.read_followed())
             .map_err(|error| error.to_string())
             .and_then(|bytes| {
-                let settings = Settings::of(&self.master.config_dir, &self.master.daemon_dir);
+                let settings = Settings::of_running(&self.master.config_dir, &self.master.daemon_dir);
                 settings
                     .map(|settings| (bytes, settings))
                     .map_err(|error| error.to_string())

@@ -17,7 +17,7 @@ const TAKEN_OUT: &str =
     "our lines are no longer in master.cf: somebody else took them out, and they stay out";
 const TAKEN_OVER: &str = "somebody else has changed our lines in master.cf; the -o stress= that is there now is theirs, and we leave it";
 const OUT_AND_WAITING: &str =
-    "our lines are no longer in master.cf, and stay out; the master is told when the file is whole again";
+    "our lines are no longer in master.cf, and stay out; the master is told when it would survive a reload";
 const ENTRY_GONE: &str = "the entry is no longer in master.cf, and our lines went with it";
 const CHANGED: &str = "somebody else has changed master.cf; that stays, and in the end only our lines go";
 const CAME_BACK: &str = "our lines are in master.cf without an act of ours: somebody else put them back, or they could not be taken out; they go";
@@ -25,7 +25,7 @@ const CAME_BACK: &str = "our lines are in master.cf without an act of ours: some
 /// Takes in what a new look at master.cf showed.
 pub(super) fn notice(instance: &mut Instance, reread: Reread, hands: &mut Hands, now: Now) {
     let mut given_up = Vec::new();
-    let broken = instance.broken.is_some();
+    let dangerous = instance.danger.is_some();
     for mut service in reread.gone {
         give_up(&instance.id, &mut service, ENTRY_GONE, hands, now);
         given_up.push(None);
@@ -44,7 +44,7 @@ pub(super) fn notice(instance: &mut Instance, reread: Reread, hands: &mut Hands,
                     continue;
                 }
             }
-        } else if broken {
+        } else if dangerous {
             OUT_AND_WAITING.to_owned()
         } else if edit::admin_stress(&reread.bytes, &service.watched.id).is_empty() {
             TAKEN_OUT.to_owned()
