@@ -1,7 +1,4 @@
-//! Other hands on the file and on Postfix, while the daemon is in any state: their work stays, only our lines go, nobody
-//! fights, what was seen is said, and there are no more reloads than the budget has.
-
-#![expect(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+//! The file: lines that others add, change and take away, whole files that they put in its place, and the place itself.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,84 +6,13 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sentinel_lab::attackers::{Attack, Attackers};
-use sentinel_lab::clock::{wait_for, wait_until};
-use sentinel_lab::senders::{Senders, Tally, Traffic};
-use sentinel_lab::sentinel::{Daemon, Entry, Sentinel, Settings};
+use sentinel_lab::clock::wait_until;
+use sentinel_lab::senders::Traffic;
+use sentinel_lab::sentinel::{Sentinel, Settings};
 use sentinel_lab::{Lab, master_cf};
 use smtp_sentinel::controller::State;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Long enough for several trips in a row, if the daemon were to put back what somebody took out.
-const A_WHILE: Duration = Duration::from_secs(4);
-
-/// Slots of smtp/inet, and how many of them attackers take: above the trip threshold, and enough below the last slot for
-/// the senders, since at that one master's own stress mode comes on, and there is nothing to toggle.
-const SLOTS: u32 = 30;
-const ATTACKERS: usize = 22;
-
-fn lab() -> Lab {
-    Lab::builder().maxproc(SLOTS).start().unwrap()
-}
-
-/// Without shedding, which has tests of its own: here the attackers are to leave when they want to.
-fn settings() -> Settings {
-    Settings {
-        act: format!("{}\nshed = false", Settings::default().act),
-        ..Settings::default()
-    }
-}
-
-fn install(lab: &Lab) -> Sentinel {
-    Sentinel::install_with(lab, &settings()).unwrap()
-}
-
-fn flood(lab: &Lab) -> Attackers {
-    lab.attack(Attack::burst(ATTACKERS)).unwrap()
-}
-
-/// The senders make master fork: a new smtpd shows at once that a reload has taken, and without one that takes half a
-/// minute, in which there is no further act.
-fn trip<'a>(lab: &Lab, sentinel: &'a Sentinel) -> (Daemon<'a>, Attackers, Senders) {
-    let daemon = sentinel.start().unwrap();
-    let senders = lab.senders(Traffic::new(2.0)).unwrap();
-    let attackers = flood(lab);
-    daemon.wait_state(State::Stressed).unwrap();
-    (daemon, attackers, senders)
-}
-
-fn text(lab: &Lab) -> String {
-    String::from_utf8(lab.postfix.master_cf().unwrap()).unwrap()
-}
-
-fn count<'a>(history: &'a [Entry], wanted: impl Fn(&&'a Entry) -> bool) -> usize {
-    history.iter().filter(wanted).count()
-}
-
-fn trips(history: &[Entry]) -> usize {
-    count(history, |entry| {
-        entry.is_transition_to("stressed") && entry.from.as_deref() == Some("normal")
-    })
-}
-
-/// An `outside_edit` that tells this.
-fn wait_told(sentinel: &Sentinel, what: &str) {
-    wait_until(&format!("an outside_edit that tells {what:?}"), PATIENCE, || {
-        Ok(sentinel
-            .history()?
-            .iter()
-            .any(|entry| entry.kind == "outside_edit" && entry.tells(what)))
-    })
-    .unwrap_or_else(|error| panic!("{error:#}\n{:#?}", sentinel.history()));
-}
-
-fn wait_bytes(lab: &Lab, what: &str, wanted: &str) {
-    wait_until(what, PATIENCE, || {
-        Ok(lab.postfix.master_cf()? == wanted.as_bytes())
-    })
-    .unwrap_or_else(|error| panic!("{error:#}; it is:\n{}", text(lab)));
-}
+use super::*;
 
 #[test]
 fn what_an_administrator_appends_stays_in_every_state() {
@@ -448,130 +374,4 @@ fn our_lines_in_a_copy_that_is_put_back_go_again() {
         &format!("{original}# kept\n"),
     );
     wait_until("the third reload", PATIENCE, || Ok(lab.postfix.reloads() == 3)).unwrap();
-}
-
-#[test]
-fn the_second_of_two_sentinels_refuses() {
-    let lab = lab();
-    let original = text(&lab);
-    let first = install(&lab);
-    let daemon = first.start().unwrap();
-
-    let answer = first.ask(&["run"]).unwrap();
-    assert_ne!(answer.code, Some(0));
-    assert!(answer.stderr.contains("already running"), "{answer:?}");
-
-    let settings = Settings {
-        name: "second".to_owned(),
-        ..settings()
-    };
-    let second = Sentinel::install_with(&lab, &settings).unwrap();
-    let other = second.start().unwrap();
-    wait_until("the second to refuse", PATIENCE, || {
-        let report = other.status()?;
-        Ok(report
-            .instances
-            .iter()
-            .any(|one| !one.actionable && one.reason.contains("another smtp-sentinel")))
-    })
-    .unwrap();
-    let _attackers = flood(&lab);
-    daemon.wait_state(State::Stressed).unwrap();
-    other.wait_verdict("hogged").unwrap();
-    std::thread::sleep(A_WHILE);
-    assert_eq!(lab.postfix.reloads(), 1);
-    assert_ne!(
-        text(&lab),
-        original,
-        "the first one's lines are not the second one's to take out"
-    );
-    let history = second.history().unwrap();
-    assert_eq!(trips(&history), 0, "{history:#?}");
-    assert_eq!(daemon.terminate().unwrap(), Some(0));
-    assert_eq!(text(&lab), original);
-    // Now it is the only one.
-    other.wait_state(State::Stressed).unwrap();
-}
-
-#[test]
-fn a_postfix_that_restarts_reloads_and_grows_is_followed() {
-    let mut lab = lab();
-    let sentinel = install(&lab);
-    let daemon = sentinel.start().unwrap();
-    daemon.wait_state(State::Normal).unwrap();
-    let pid_is = |daemon: &Daemon<'_>, pid: i32| {
-        let seen = wait_for("the new master", PATIENCE, || {
-            Ok(daemon
-                .status()?
-                .instances
-                .into_iter()
-                .find(|instance| instance.master_pid == pid))
-        });
-        assert!(seen.unwrap().actionable);
-    };
-    lab.postfix.stop().unwrap();
-    lab.postfix.start_again().unwrap();
-    pid_is(&daemon, lab.postfix.master_pid());
-
-    // They come back, as attackers do: Postfix drops them when it stops.
-    let attack = Attack {
-        reconnect: Some(Duration::from_millis(200)),
-        ..Attack::burst(ATTACKERS)
-    };
-    let attackers = lab.attack(attack).unwrap();
-    let senders = lab.senders(Traffic::new(2.0)).unwrap();
-    daemon.wait_state(State::Stressed).unwrap();
-    wait_until("the reload to be seen to have taken", PATIENCE, || {
-        Ok(daemon
-            .metrics()?
-            .sum("smtp_sentinel_reloads_total", &[("result", "done")])
-            == Some(1.0))
-    })
-    .unwrap();
-    lab.postfix.stop().unwrap();
-    lab.postfix.start_again().unwrap();
-    pid_is(&daemon, lab.postfix.master_pid());
-    let service = daemon.find_service("smtp/inet").unwrap().unwrap();
-    assert_ne!(service.state, State::Normal, "what was decided lives on");
-
-    let more = text(&lab).replacen("30      smtpd", "40      smtpd", 1);
-    lab.postfix.replace_master_cf(more.as_bytes()).unwrap();
-    lab.postfix.reload().unwrap();
-    daemon
-        .wait_service("the new limit", PATIENCE, |service| service.limit == Some(40))
-        .unwrap();
-    attackers.stop().unwrap();
-    daemon.wait_state(State::Normal).unwrap();
-    assert_eq!(text(&lab), master_cf::plain(40));
-    let history = sentinel.history().unwrap();
-    assert_eq!(trips(&history), 1, "{history:#?}");
-    wait_until("two reloads of ours, and one of theirs", PATIENCE, || {
-        Ok(lab.postfix.reloads() == 3)
-    })
-    .unwrap();
-    let tally = Tally::of(&senders.stop().unwrap());
-    assert!(tally.delivered > 0, "{tally:?}");
-}
-
-#[test]
-fn a_postfix_that_stops_under_stress_gets_its_file_back() {
-    let mut lab = lab();
-    let original = text(&lab);
-    let sentinel = install(&lab);
-    let (daemon, _attackers, _senders) = trip(&lab, &sentinel);
-    lab.postfix.stop().unwrap();
-    wait_bytes(&lab, "the original bytes", &original);
-    wait_until("status to know of no instance", PATIENCE, || {
-        Ok(daemon.status()?.instances.is_empty())
-    })
-    .unwrap();
-    assert!(!lab.postfix.runs());
-
-    lab.postfix.start_again().unwrap();
-    daemon.wait_state(State::Normal).unwrap();
-    let again = flood(&lab);
-    daemon.wait_state(State::Stressed).unwrap();
-    again.stop().unwrap();
-    daemon.wait_state(State::Normal).unwrap();
-    assert_eq!(text(&lab), original);
 }
