@@ -61,11 +61,11 @@ impl Passed {
         Digest::of(parts.join("\n").as_bytes())
     }
 
-    pub(super) fn knows(&self, key: &Digest) -> bool {
+    fn knows(&self, key: &Digest) -> bool {
         self.0.contains(key)
     }
 
-    pub(super) fn remember(&mut self, key: Digest) {
+    fn remember(&mut self, key: Digest) {
         self.0.push_back(key);
         if self.0.len() > Self::KEPT {
             self.0.pop_front();

@@ -101,8 +101,8 @@ pub struct Actuator {
     claimed: BTreeMap<PathBuf, Arc<ConfigDir>>,
     unwritten: VecDeque<(HistoryEntry, Vec<IntentId>)>,
     passed: check::Passed,
-    /// Files of which the master has every socket.
-    bound: check::Passed,
+    /// By configuration directory: the file that was seen last, if its master had every socket of it.
+    bound: BTreeMap<PathBuf, Digest>,
 }
 
 impl Actuator {
@@ -131,7 +131,7 @@ impl Actuator {
             claimed: BTreeMap::new(),
             unwritten: VecDeque::new(),
             passed: check::Passed::default(),
-            bound: check::Passed::default(),
+            bound: BTreeMap::new(),
         })
     }
 

@@ -11,10 +11,10 @@ use crate::postfix::{Master, edit, services};
 
 impl Actuator {
     /// Whether the master listens already on all that these bytes of its master.cf name. Where that cannot be told it is
-    /// no objection: everything else has been checked, and a master is seldom that shy.
+    /// no objection: everything else has been checked.
     pub(super) fn bound(&mut self, master: &Master, bytes: &[u8]) -> Result<(), CheckError> {
         let main_cf = std::fs::read(master.config_dir.join("main.cf")).unwrap_or_default();
-        // A listener that is open stays open for as long as its entry is there.
+        // A listener that is open stays open for as long as its entry is there: another file may end that.
         let key = Digest::of(
             format!(
                 "{} {} {} {}",
@@ -25,9 +25,10 @@ impl Actuator {
             )
             .as_bytes(),
         );
-        if self.bound.knows(&key) {
+        if self.bound.get(&master.config_dir) == Some(&key) {
             return Ok(());
         }
+        self.bound.remove(&master.config_dir);
         let Some(sockets) = self.masters.listening(master) else {
             return Ok(());
         };
@@ -36,7 +37,7 @@ impl Actuator {
         };
         match services::unbound(&MasterCf::parse(bytes), &settings, &sockets) {
             None => {
-                self.bound.remember(key);
+                self.bound.insert(master.config_dir.clone(), key);
                 Ok(())
             }
             Some(service) => Err(CheckError::Unbound {

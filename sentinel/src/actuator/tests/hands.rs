@@ -86,8 +86,17 @@ fn a_listener_that_is_not_open_yet_forbids_a_reload() {
     assert_eq!(bench.bytes(), [ORIGINAL.as_bytes(), theirs].concat());
     assert!(bench.reloads().is_empty());
     open(&[25, 587, 2525]);
-    bench.restore();
+    let mut actuator = bench.actuator();
+    actuator.restore(&[bench.dir().to_owned()], clock::now());
     assert_eq!(bench.reloads().len(), 1, "what the master still ran with is over");
+
+    // Taken away, reloaded, and put back: the same bytes as before, and no socket.
+    let file = bench.bytes();
+    std::fs::write(bench.file(), ORIGINAL).unwrap();
+    actuator.reloadable(&bench.paper.master).unwrap();
+    open(&[25, 587]);
+    std::fs::write(bench.file(), file).unwrap();
+    actuator.reloadable(&bench.paper.master).unwrap_err();
 }
 
 #[test]
