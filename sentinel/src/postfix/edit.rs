@@ -77,6 +77,10 @@ pub fn insert(bytes: &[u8], id: &ServiceId, added_at: Timestamp) -> Result<Vec<u
     }
     let time = added_at.strftime("%Y-%m-%dT%H:%M:%SZ");
     let comment = format!("{BEFORE_SERVICE}{}{BEFORE_TIME}{time}{AFTER_TIME}", entry.id);
+    // A slash in the type, say, would have the comment name another service, and the lines could not be found again.
+    if service_of_comment(&comment).as_ref() != Some(&entry.id) {
+        return Err(EditError::WouldNotTake(id.clone()));
+    }
     let eol = line_ending(bytes, entry);
     let span = entry.last_line;
     let mut after = bytes[..span.end].to_vec();

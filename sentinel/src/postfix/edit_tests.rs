@@ -102,6 +102,17 @@ fn refusals() {
     }
 }
 
+/// Found by the fuzz target: the comment would name `smtp/` of the type `net`.
+#[test]
+fn a_service_that_the_comment_cannot_name_is_refused() {
+    let service = ServiceId {
+        name: "smtp".into(),
+        kind: "/net".into(),
+    };
+    let refusal = insert(b"smtp /net n - y - - smtpd\n", &service, time());
+    assert_eq!(refusal, Err(EditError::WouldNotTake(service)));
+}
+
 #[test]
 fn an_edit_of_the_admin_elsewhere_is_kept() {
     let before = "smtp inet n - y - - smtpd\npickup unix n - y 60 1 pickup\n";
