@@ -130,15 +130,21 @@ pub fn admin_stress(bytes: &[u8], id: &ServiceId) -> Vec<Vec<u8>> {
 pub fn only_ours_differs(before: &[u8], after: &[u8]) -> bool {
     let before: Vec<&[u8]> = before.split(|&b| b == b'\n').collect();
     let after: Vec<&[u8]> = after.split(|&b| b == b'\n').collect();
+    // A file in CRLF whose last line had no ending at all: the CR belongs to the ending that it now has.
+    let gains_cr = |b: usize, a: usize| {
+        b + 1 == before.len()
+            && a + 3 == after.len()
+            && after[a].strip_suffix(b"\r") == Some(before[b])
+            && is_pair(after[a + 1], after[a + 2])
+    };
+    let same = |b: usize, a: usize| b < before.len() && (before[b] == after[a] || gains_cr(b, a));
     let (mut b, mut a, mut pairs) = (0, 0, 0);
     while a < after.len() {
-        let last_gains_cr = b + 1 == before.len() && after[a].strip_suffix(b"\r") == Some(before[b]);
-        if b < before.len() && before[b] == after[a] {
-            (b, a) = (b + 1, a + 1);
-        } else if a + 1 < after.len() && is_pair(after[a], after[a + 1]) {
+        let pair = a + 1 < after.len() && is_pair(after[a], after[a + 1]);
+        // A comment alone, however like ours, may have been there before: both lines of a pair must have been.
+        if pair && !(same(b, a) && same(b + 1, a + 1)) {
             (a, pairs) = (a + 2, pairs + 1);
-        } else if last_gains_cr && a + 3 == after.len() && is_pair(after[a + 1], after[a + 2]) {
-            // A file in CRLF whose last line had no ending at all: the CR belongs to the ending that it now has.
+        } else if same(b, a) {
             (b, a) = (b + 1, a + 1);
         } else {
             return false;

@@ -249,6 +249,30 @@ fn the_guard_sees_everything_else() {
     }
 }
 
+/// A comment that lost its argument line, and was written in the same second as ours is now: it is not the one that we add.
+#[test]
+fn the_guard_tells_a_stray_comment_from_ours() {
+    let comment = PAIR.split_inclusive('\n').next().unwrap();
+    for tail in [
+        comment.to_owned(),
+        comment.repeat(3),
+        format!("{comment}relay unix - - y - - smtp\n"),
+    ] {
+        let before = format!("smtp inet n - y - - smtpd\n{tail}");
+        let after = inserted(&before, "smtp/inet");
+        assert!(only_ours_differs(before.as_bytes(), after.as_bytes()), "{after}");
+        let spoilt = after.replacen(comment, "", 2);
+        assert!(
+            !only_ours_differs(before.as_bytes(), spoilt.as_bytes()),
+            "{spoilt}"
+        );
+    }
+    let twice = format!("smtp inet n - y - - smtpd\n{PAIR}{PAIR}");
+    let once = format!("smtp inet n - y - - smtpd\n{PAIR}");
+    assert!(only_ours_differs(once.as_bytes(), twice.as_bytes()));
+    assert!(!only_ours_differs(twice.as_bytes(), once.as_bytes()));
+}
+
 /// Lines as people and programs write them, good and bad, with the ending of each.
 fn any_line() -> impl Strategy<Value = String> {
     let entry = (
