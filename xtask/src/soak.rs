@@ -119,7 +119,9 @@ impl Work {
 fn machine() -> String {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    format!("{processors} processors, Linux {}", release.trim())
+    // What follows the hyphen is whose build it is.
+    let version = release.trim().split('-').next().unwrap_or_default();
+    format!("{processors} processors, Linux {version}")
 }
 
 #[cfg(test)]
