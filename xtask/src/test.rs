@@ -77,7 +77,9 @@ fn tests(what: &[&str], arguments: &[&str]) -> Result<Tally> {
         .args(what)
         .arg("--")
         .args(arguments.iter().filter(|argument| !argument.is_empty()));
-    cargo.env("PATH", setup::path()?);
+    cargo
+        .env("PATH", setup::path()?)
+        .env("SENTINEL_GRAFANA_TYPES", setup::grafana_types()?);
     let sudo = shell::as_root("running the tests (BPF programs, network namespaces, a private Postfix)")?;
     if !sudo.is_empty() {
         println!("the test programs run as root: {} PROGRAM", sudo.join(" "));
