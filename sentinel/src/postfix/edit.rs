@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use super::ServiceId;
 use super::endpoint::same_service;
 use super::headroom::{self, Lowered};
-use super::lines::{self, Line};
+use super::lines::{self, Line, Logical};
 use super::master_cf::{Entry, MasterCf};
 
 /// How every comment of ours begins.
@@ -133,6 +133,10 @@ pub fn insert(bytes: &[u8], id: &ServiceId, added_at: Timestamp) -> Result<Vec<u
     }
     let time = added_at.strftime("%Y-%m-%dT%H:%M:%SZ");
     let comment = format!("{BEFORE_SERVICE}{}{BEFORE_TIME}{time}{AFTER_TIME}", entry.id);
+    // A slash in the type, say, would have the comment name another service, and the lines could not be found again.
+    if service_of_comment(&comment).as_ref() != Some(&entry.id) {
+        return Err(EditError::WouldNotTake(id.clone()));
+    }
     let after = append(bytes, entry, &[&comment, ARGUMENT]);
     if takes_effect(&file, entry, &after) {
         Ok(after)
@@ -203,11 +207,14 @@ pub fn only_ours_differs(before: &[u8], after: &[u8]) -> bool {
             _ => after[at],
         }
     };
+    let same = |b: usize, a: usize| b < before.len() && before[b] == plain(b, a);
     while a < after.len() {
-        if b < before.len() && before[b] == plain(b, a) {
-            (b, a) = (b + 1, a + 1);
-        } else if a + 1 < after.len() && is_pair(after[a], after[a + 1]) {
+        let pair = a + 1 < after.len() && is_pair(after[a], after[a + 1]);
+        // A comment alone, however like ours, may have been there before: both lines of a pair must have been.
+        if pair && !(same(b, a) && same(b + 1, a + 1)) {
             (a, pairs) = (a + 2, pairs + 1);
+        } else if same(b, a) {
+            (b, a) = (b + 1, a + 1);
         } else if headroom::is_mark(after[a]) && marks < numbers {
             (a, marks) = (a + 1, marks + 1);
         } else if b < before.len() && headroom::only_a_number_differs(before[b], plain(b, a)) {
@@ -274,8 +281,17 @@ enum Trace {
     Changed,
 }
 
+/// A file taken apart in both ways, once for all the traces in it.
+struct Text {
+    lines: Vec<Line>,
+    entries: Vec<Logical>,
+}
+
 fn remove_where(bytes: &[u8], wanted: impl Fn(&ServiceId) -> bool) -> Removal {
-    let lines: Vec<Line> = lines::physical(bytes).collect();
+    let text = Text {
+        lines: lines::physical(bytes).collect(),
+        entries: lines::logical(bytes),
+    };
     let mut removal = Removal {
         bytes: Vec::with_capacity(bytes.len()),
         removed: vec![],
@@ -283,13 +299,13 @@ fn remove_where(bytes: &[u8], wanted: impl Fn(&ServiceId) -> bool) -> Removal {
         foreign: vec![],
     };
     let mut cuts: Vec<Range<usize>> = Vec::new();
-    for (at, line) in lines.iter().enumerate() {
-        let Some(trace) = trace(bytes, &lines[at..]) else {
+    for (at, line) in text.lines.iter().enumerate() {
+        let Some(trace) = trace(bytes, &text, at) else {
             continue;
         };
         match trace {
             Trace::Pair(service) if wanted(&service) => {
-                cuts.push(whole_lines(bytes, line, &lines[at + 1]));
+                cuts.push(whole_lines(bytes, line, &text.lines[at + 1]));
                 removal.removed.push(service);
             }
             Trace::Rewritten(service, argument) if wanted(&service) => {
@@ -324,21 +340,17 @@ fn remove_where(bytes: &[u8], wanted: impl Fn(&ServiceId) -> bool) -> Removal {
     removal
 }
 
-fn trace(bytes: &[u8], from: &[Line]) -> Option<Trace> {
-    let text = |line: &Line| {
-        let content = &bytes[line.content.clone()];
-        content.strip_suffix(b"\r").unwrap_or(content)
-    };
-    let comment = text(&from[0]);
+fn trace(bytes: &[u8], text: &Text, at: usize) -> Option<Trace> {
+    let comment = content(bytes, &text.lines[at]);
     if !comment.starts_with(SIGNATURE.as_bytes()) || headroom::is_mark(comment) {
         return None;
     }
     let Some(service) = std::str::from_utf8(comment).ok().and_then(service_of_comment) else {
         return Some(Trace::Changed);
     };
-    match from.get(1) {
-        Some(next) if text(next) == ARGUMENT.as_bytes() => Some(Trace::Pair(service)),
-        _ => Some(match rewritten(bytes, &from[1..], &service) {
+    match text.lines.get(at + 1) {
+        Some(next) if content(bytes, next) == ARGUMENT.as_bytes() => Some(Trace::Pair(service)),
+        _ => Some(match rewritten(bytes, text, at, &service) {
             Some(argument) => Trace::Rewritten(service, argument),
             None => Trace::Orphan(service),
         }),
@@ -347,10 +359,17 @@ fn trace(bytes: &[u8], from: &[Line]) -> Option<Trace> {
 
 /// Our argument line in the entry of `service`, where that is the first content after our comment. More than one
 /// such line, or one with a comment of its own, proves nothing.
-fn rewritten(bytes: &[u8], after_comment: &[Line], service: &ServiceId) -> Option<Range<usize>> {
-    let end = after_comment.last()?.end;
-    let start = after_comment.first()?.content.start;
-    let entry = lines::logical(&bytes[start..end]).into_iter().next()?;
+fn rewritten(bytes: &[u8], text: &Text, comment: usize, service: &ServiceId) -> Option<Range<usize>> {
+    let after = text.lines[comment].end;
+    let next = text
+        .entries
+        .partition_point(|entry| entry.first().content.start < after);
+    let inside = next.checked_sub(1).map(|previous| text.entries[previous].last());
+    if inside.is_some_and(|last| last.content.start >= after) {
+        // The first content after it continues an entry that began above it.
+        return None;
+    }
+    let entry = text.entries.get(next)?;
     let mut words = entry
         .text
         .split(|&byte| lines::is_blank(byte))
@@ -363,22 +382,21 @@ fn rewritten(bytes: &[u8], after_comment: &[Line], service: &ServiceId) -> Optio
     if entry.ignored || !same_service(&id, service) {
         return None;
     }
-    let text = |content: &Range<usize>| {
-        let line = &bytes[start + content.start..start + content.end];
-        line.strip_suffix(b"\r").unwrap_or(line)
-    };
-    let ours = |line: &&Line| text(&line.content) == ARGUMENT.as_bytes();
+    let ours = |line: &&Line| content(bytes, line) == ARGUMENT.as_bytes();
     let mut arguments = entry.lines.iter().filter(ours);
     let (argument, None) = (arguments.next()?, arguments.next()) else {
         return None;
     };
-    let before = after_comment
-        .iter()
-        .take_while(|line| line.content.start < start + argument.content.start);
-    let own_comment = before.last().is_some_and(|line| {
-        text(&(line.content.start - start..line.content.end - start)).starts_with(SIGNATURE.as_bytes())
-    });
-    (!own_comment).then(|| start + argument.content.start..start + argument.end)
+    // Lines are numbered from 1.
+    let above = &text.lines[argument.number - 2];
+    let own_comment = above.number > comment + 1 && content(bytes, above).starts_with(SIGNATURE.as_bytes());
+    (!own_comment).then_some(argument.content.start..argument.end)
+}
+
+/// A line without its ending, be it LF or CRLF.
+fn content<'b>(bytes: &'b [u8], line: &Line) -> &'b [u8] {
+    let content = &bytes[line.content.clone()];
+    content.strip_suffix(b"\r").unwrap_or(content)
 }
 
 /// The service that a comment of ours names; `None` unless the comment is as we write it.

@@ -32,6 +32,8 @@ pub(super) struct Service {
     pub(super) rehearsed: Option<Change>,
     /// Our lines were on the entry when master.cf was last read.
     pub(super) lines_in_file: bool,
+    /// When the history was told last that somebody else edits the file while our lines are in it.
+    pub(super) outside_told: Option<Instant>,
     pub(super) shedding: Shedding,
 }
 
@@ -62,6 +64,7 @@ impl Service {
             under_way: None,
             rehearsed: None,
             lines_in_file: false,
+            outside_told: None,
             shedding: Shedding::new(config.detect.dwell),
         }
     }
@@ -127,6 +130,13 @@ impl Service {
             tracing::debug!(service = %self.watched.id, maxproc = target.maxproc, "headroom is bounded by {}", target.bound_by);
         }
         Ok(target.maxproc)
+    }
+
+    /// Nothing is under way that the next act would have to wait for.
+    pub(super) fn at_leisure(&self, now: Instant) -> bool {
+        self.under_way
+            .as_ref()
+            .is_none_or(|act| act.verification.outlived(now))
     }
 
     /// maxproc, when there is a limit.
