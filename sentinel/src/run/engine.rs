@@ -10,8 +10,9 @@ use super::hands::{Done, Hands};
 use super::instance::Instance;
 use super::report;
 use super::service::Service;
+use super::turns::Turns;
 use crate::actuator::{Progress, Target};
-use crate::clock::Now;
+use crate::clock::{self, Now};
 use crate::config::Config;
 use crate::controller::{Act, Gate, Plan, State, Transition};
 use crate::postfix::discovery;
@@ -42,9 +43,23 @@ pub(super) struct Engine {
     discovered_at: Option<Instant>,
     reported_at: Option<Instant>,
     watched: BTreeSet<ListenerId>,
+    turns: Turns,
 }
 
-type Probed = HashMap<ListenerId, ListenerReading>;
+pub(super) type Probed = HashMap<ListenerId, ListenerReading>;
+
+/// What the probes have counted, read at most once a tick, and not at all in a tick that has no use for it.
+pub(super) struct Counted<'a> {
+    probes: &'a mut Probes,
+    at: Instant,
+    read: Option<Probed>,
+}
+
+impl Counted<'_> {
+    pub(super) fn get(&mut self) -> &Probed {
+        self.read.get_or_insert_with(|| self.probes.read(self.at))
+    }
+}
 
 impl Engine {
     pub(super) fn new(config: Config, hands: Hands, probes: Probes, board: Arc<Board>) -> Self {
@@ -57,6 +72,7 @@ impl Engine {
             discovered_at: None,
             reported_at: None,
             watched: BTreeSet::new(),
+            turns: Turns::default(),
         }
     }
 
@@ -74,19 +90,41 @@ impl Engine {
 
     pub(super) fn tick(&mut self, now: Now) {
         self.discover(now);
-        let probed = self.probes.read(now.mono);
-        let mut saw = false;
-        for instance in &mut self.instances {
-            saw |= attend(instance, &mut self.hands, &self.config, &probed, now);
-        }
-        self.watch_listeners();
+        let saw = self.attend_in_turn(now);
         let due = self
             .reported_at
             .is_none_or(|at| now.mono.saturating_duration_since(at) >= REPORT_EVERY);
         if saw || due {
+            self.watch_listeners();
             self.reported_at = Some(now.mono);
             self.report(now);
         }
+    }
+
+    /// The last tick took so long.
+    pub(super) fn ticked(&self, took: Duration) {
+        self.board.count_tick(took);
+    }
+
+    /// As many instances as the tick has time for. `true` when something new was seen.
+    fn attend_in_turn(&mut self, began: Now) -> bool {
+        let mut counted = Counted {
+            probes: &mut self.probes,
+            at: began.mono,
+            read: None,
+        };
+        let mut saw = false;
+        for (nth, index) in self.turns.order(self.instances.len()).enumerate() {
+            let now = clock::now();
+            if !Turns::may_begin(nth, now.mono.saturating_duration_since(began.mono)) {
+                self.turns.resume_at(index);
+                self.board.count_deferred((self.instances.len() - nth) as u64);
+                break;
+            }
+            let instance = &mut self.instances[index];
+            saw |= attend(instance, &mut self.hands, &self.config, &mut counted, now);
+        }
+        saw
     }
 
     /// The daemon stops: whatever is in force is given back, with one reload an instance.
@@ -166,8 +204,9 @@ impl Engine {
         }
     }
 
-    fn report(&self, now: Now) {
+    fn report(&mut self, now: Now) {
         let permitted = self.hands.permitted();
+        self.board.set_evictions(self.probes.evictions());
         for instance in &self.instances {
             self.board
                 .set_accept_overflows(&instance.id, listen_overflows(instance.master.pid).ok());
@@ -194,7 +233,13 @@ fn instance_actionable(instance: &Instance, permitted: &Result<(), String>) -> R
 }
 
 /// One tick of one instance. `true` when something new was seen.
-fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &Probed, now: Now) -> bool {
+fn attend(
+    instance: &mut Instance,
+    hands: &mut Hands,
+    config: &Config,
+    counted: &mut Counted<'_>,
+    now: Now,
+) -> bool {
     if !instance.alive() {
         instance.gone(now.mono);
         verify(instance, hands, false, now);
@@ -203,9 +248,13 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
     if instance.refresh(config, now.mono) && hands.mode() == Mode::Enforce {
         notice_outside_edits(instance, hands, now);
     }
-    let Some(found) = instance.look(config, now.mono) else {
+    instance.count_processes(now.mono);
+    if !instance.wants_a_look(config, counted, now.mono) {
         return false;
-    };
+    }
+    // Read before the sockets are looked at, so that whoever comes in between is counted as still to come.
+    let probed = counted.get();
+    let found = instance.look(probed, now.mono);
     for (index, found) in found.into_iter().enumerate() {
         let look = instance.combine(index, found, probed, now.mono);
         instance.services[index].see(look);

@@ -2,12 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use procfs::process::{FDTarget, Process};
 
+use super::engine::{Counted, Probed};
 use super::service::Service;
 use crate::actuator::ConfigDir;
 use crate::config::Config;
@@ -22,7 +24,7 @@ use crate::postfix::{Master, ServiceId, discovery, edit, locks};
 use crate::probes::ListenerReading;
 use crate::signals::service::{ListenerLook, Look, Slots};
 use crate::signals::{ListenerId, Reading};
-use crate::sock_diag::{ListenSocket, SockDiag, owner};
+use crate::sock_diag::{ListenSocket, Owners, SockDiag};
 
 /// How often the configuration files are looked at for changes of other hands.
 const CONFIGURATION_EVERY: Duration = Duration::from_secs(1);
@@ -30,9 +32,12 @@ const CONFIGURATION_EVERY: Duration = Duration::from_secs(1);
 /// How often a quiet service gets a full look: the walk over the established connections is what costs.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// From this share of the trip threshold on every tick is a full look. Busy slots cannot be more than processes, and
-/// those are counted at every tick for next to nothing.
+/// From this share of the trip threshold on every tick is a full look.
 const LOOK_CLOSELY_FROM: f64 = 0.5;
+
+/// How long it is taken for known which sockets are the master's, while the listening sockets are the same: that costs a
+/// readlink for each of its hundred descriptors and more.
+const OWNED_FOR: Duration = Duration::from_secs(10);
 
 /// One running master and what is watched of it.
 #[derive(Debug)]
@@ -54,7 +59,9 @@ pub(super) struct Instance {
     stamped_at: Option<Instant>,
     looked_at: Option<Instant>,
     gone_since: Option<Instant>,
-    workers: Vec<Smtpd>,
+    /// As of the last tick.
+    smtpd: Reading<Vec<Smtpd>>,
+    owned: Option<Owned>,
 }
 
 /// What tells that a configuration file was changed or replaced.
@@ -87,7 +94,8 @@ impl Instance {
             stamped_at: None,
             looked_at: None,
             gone_since: None,
-            workers: Vec::new(),
+            smtpd: Reading::unavailable("the processes have not been counted yet"),
+            owned: None,
             master,
         }
     }
@@ -114,7 +122,7 @@ impl Instance {
 
     /// The smtpd processes of the last tick, as the verification of a reload wants them.
     pub(super) fn workers(&self) -> &[Smtpd] {
-        &self.workers
+        self.smtpd.value().map_or(&[], Vec::as_slice)
     }
 
     pub(super) fn alive(&self) -> bool {
@@ -211,42 +219,49 @@ impl Instance {
         }
     }
 
-    /// Counts processes, and looks closely at the sockets where that says that it is worth it. `None`: nothing to
-    /// look at yet.
-    pub(super) fn look(&mut self, config: &Config, now: Instant) -> Option<Vec<SocketsAndProcesses>> {
-        let smtpd = match self.processes.update(&self.master) {
-            Ok(smtpd) => {
-                self.workers = smtpd.clone();
-                Reading::exact(smtpd, now)
-            }
+    /// Counts the smtpd processes, which costs next to nothing.
+    pub(super) fn count_processes(&mut self, now: Instant) {
+        self.smtpd = match self.processes.update(&self.master) {
+            Ok(smtpd) => Reading::exact(smtpd, now),
             Err(error) => Reading::unavailable(format!("cannot list the processes of the master: {error}")),
         };
-        let due = self
-            .looked_at
-            .is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY);
-        if !due && !self.worth_a_look(config, &smtpd) {
-            return None;
-        }
-        self.looked_at = Some(now);
-        let sockets = self.listening();
-        Some(
-            (0..self.services.len())
-                .map(|index| self.look_at(index, &smtpd, &sockets, now))
-                .collect(),
-        )
     }
 
-    fn worth_a_look(&self, config: &Config, smtpd: &Reading<Vec<Smtpd>>) -> bool {
-        let from = config.detect.thresholds.trip() * LOOK_CLOSELY_FROM;
-        self.services.iter().any(|service| {
-            let count = smtpd.value().map_or(0, |all| {
-                all.iter().filter(|one| one.service == service.watched.id).count()
-            });
-            service.in_force()
-                || service
-                    .slots()
-                    .is_some_and(|slots| count as f64 >= f64::from(slots) * from)
-        })
+    /// Whether the sockets are worth a look in this tick.
+    pub(super) fn wants_a_look(&self, config: &Config, counted: &mut Counted<'_>, now: Instant) -> bool {
+        let due = |at: Instant| now.saturating_duration_since(at) >= LOOK_EVERY;
+        self.looked_at.is_none_or(due)
+            || self
+                .services
+                .iter()
+                .any(|service| self.may_fill(service, config, counted))
+    }
+
+    /// Whether this many slots may be busy that every tick counts. There are never more busy slots than processes, and
+    /// idle processes stay for max_idle; there are never more than were held at the last look and have come since.
+    fn may_fill(&self, service: &Service, config: &Config, counted: &mut Counted<'_>) -> bool {
+        if service.in_force() {
+            return true;
+        }
+        let Some(slots) = service.slots() else {
+            return false;
+        };
+        let from = f64::from(slots) * config.detect.thresholds.trip() * LOOK_CLOSELY_FROM;
+        let processes = self.workers().iter();
+        let processes = processes.filter(|one| one.service == service.watched.id).count();
+        processes as f64 >= from
+            && service
+                .busy_at_most(counted.get())
+                .is_none_or(|busy| busy as f64 >= from)
+    }
+
+    /// Looks at the sockets.
+    pub(super) fn look(&mut self, probed: &Probed, now: Instant) -> Vec<SocketsAndProcesses> {
+        self.looked_at = Some(now);
+        let sockets = self.listening(now);
+        (0..self.services.len())
+            .map(|index| self.look_at(index, &sockets, probed, now))
+            .collect()
     }
 
     /// A service, and the window on its sockets.
@@ -254,28 +269,41 @@ impl Instance {
         Some((self.services.get_mut(index)?, self.sockets.as_mut().ok()?))
     }
 
-    fn listening(&mut self) -> Result<Listening, String> {
+    fn listening(&mut self, now: Instant) -> Result<Listening, String> {
         let diag = self.sockets.as_mut().map_err(|reason| reason.clone())?;
         let all = diag
             .listeners()
             .map_err(|error| format!("sock_diag does not list the listening sockets: {error}"))?;
-        let owned = socket_inodes(self.master.pid)
-            .map_err(|error| format!("cannot list the sockets of master {}: {error}", self.master.pid))?;
+        let names: Vec<_> = all.iter().map(|socket| (socket.address, socket.inode)).collect();
+        let known = self.owned.take_if(|known| {
+            known.listening == names && now.saturating_duration_since(known.at) < OWNED_FOR
+        });
+        let known = match known {
+            Some(known) => known,
+            None => Owned {
+                at: now,
+                sockets: socket_inodes(self.master.pid).map_err(|error| {
+                    format!("cannot list the sockets of master {}: {error}", self.master.pid)
+                })?,
+                listening: names,
+            },
+        };
+        let owned = known.sockets.clone();
+        self.owned = Some(known);
         Ok(Listening { all, owned })
     }
 
     fn look_at(
         &mut self,
         index: usize,
-        smtpd: &Reading<Vec<Smtpd>>,
         sockets: &Result<Listening, String>,
+        probed: &Probed,
         now: Instant,
     ) -> SocketsAndProcesses {
         let watched = &self.services[index].watched;
-        let smtpd = smtpd.clone().map(|all| {
-            all.into_iter()
-                .filter(|one| one.service == watched.id)
-                .collect::<Vec<_>>()
+        let smtpd = self.smtpd.as_ref().map(|all| {
+            let ours = all.iter().filter(|one| one.service == watched.id);
+            ours.cloned().collect::<Vec<_>>()
         });
         if watched.id.kind == "pass" && watched.lock_tells_idle() {
             let busy = match (&smtpd, locks::idle_by_lock(&self.master, &watched.id)) {
@@ -302,7 +330,12 @@ impl Instance {
         if ours.is_empty() {
             return SocketsAndProcesses::blind(smtpd, "the master listens on no socket for this service");
         }
-        let slots = self.connections(sockets, &ours, now);
+        let slots = if self.services[index].is_empty(&ours, probed, now) {
+            Reading::exact(Vec::new(), now)
+        } else {
+            self.services[index].walked_at = Some(now);
+            self.connections(sockets, &ours, now)
+        };
         SocketsAndProcesses {
             smtpd,
             slots: Slots::Connections(slots),
@@ -329,10 +362,13 @@ impl Instance {
             .filter(|address| ports.contains(&address.port()))
             .collect();
         let our_addresses: HashSet<_> = ours.iter().map(|socket| socket.address).collect();
+        let owners = Owners::among(on_port.iter().copied());
         match diag.connections(&on_port) {
             Ok(all) => {
                 let mine = all.into_iter().filter(|one| {
-                    owner(&on_port, one.local).is_some_and(|socket| our_addresses.contains(&socket))
+                    owners
+                        .of(one.local)
+                        .is_some_and(|socket| our_addresses.contains(&socket))
                 });
                 Reading::sampled(mine.collect(), now)
             }
@@ -388,6 +424,15 @@ impl SocketsAndProcesses {
             no_listeners: reason.to_owned(),
         }
     }
+}
+
+/// Which sockets are the master's, as of a moment ago.
+#[derive(Debug)]
+struct Owned {
+    at: Instant,
+    sockets: HashSet<u64>,
+    /// The listening sockets that there were then.
+    listening: Vec<(SocketAddr, u32)>,
 }
 
 /// The listening sockets of the master's network namespace, and which sockets are the master's.

@@ -10,6 +10,7 @@ mod instance;
 mod report;
 mod service;
 mod shedding;
+mod turns;
 
 use std::io;
 use std::sync::Arc;
@@ -81,6 +82,7 @@ fn run(engine: &mut Engine, stopped: &Receiver<&'static str>) -> &'static str {
         let began = clock::now();
         engine.tick(began);
         let took = clock::now().mono.saturating_duration_since(began.mono);
+        engine.ticked(took);
         match stopped.recv_timeout(TICK.saturating_sub(took)) {
             Ok(signal) => return signal,
             Err(RecvTimeoutError::Timeout) => {}

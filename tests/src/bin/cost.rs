@@ -20,8 +20,8 @@ use sentinel_lab::stand_in::{Accepts, Programs, Role, StandIn};
 use sentinel_lab::{Lab, usage::Usage};
 use serde::Serialize;
 
-/// Each figure is taken over this long: a clock tick is a sixty-thousandth of it.
-const OVER: Duration = Duration::from_secs(60);
+/// Each figure is taken over this many seconds, unless the command line says otherwise: a clock tick is a six-thousandth of it.
+const OVER: u64 = 60;
 
 /// After the start, and after the load has come: what is paid once is not what is paid always.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -43,9 +43,11 @@ fn main() -> Result<()> {
     let (Some(json), Some(markdown)) = (arguments.next(), arguments.next()) else {
         anyhow::bail!("usage: cost JSON MARKDOWN");
     };
+    let over = arguments.next().map_or(Ok(OVER), |text| text.to_string_lossy().parse())?;
+    let over = Duration::from_secs(over);
     require_root()?;
-    let mut figures = idle()?;
-    figures.extend(busy()?);
+    let mut figures = idle(over)?;
+    figures.extend(busy(over)?);
     let table = table(&figures)?;
     println!("{table}");
     fs::write(&json, serde_json::to_vec_pretty(&figures)?)?;
@@ -55,12 +57,12 @@ fn main() -> Result<()> {
 }
 
 /// One real Postfix, and nobody who connects.
-fn idle() -> Result<Vec<Figure>> {
+fn idle(over: Duration) -> Result<Vec<Figure>> {
     let lab = Lab::new()?;
     let sentinel = Sentinel::install(&lab)?;
     let daemon = sentinel.start()?;
     std::thread::sleep(SETTLE);
-    let (share, after) = cpu_share(&daemon)?;
+    let (share, after) = cpu_share(&daemon, over)?;
     Ok(vec![
         figure("CPU, idle", share * 100.0, "% of a core", Some(0.2)),
         figure("resident memory, idle", mib(after.resident_bytes), "MiB", Some(20.0)),
@@ -70,13 +72,13 @@ fn idle() -> Result<Vec<Figure>> {
 
 /// Five thousand sessions a second that connect, read the greeting and leave. The server is a stand-in, as no Postfix on a
 /// small machine serves so many; the clients are packets, so that no program runs for their end of a connection.
-fn busy() -> Result<Vec<Figure>> {
+fn busy(over: Duration) -> Result<Vec<Figure>> {
     let base = tempfile::tempdir()?;
     let (server, clients) = (Namespace::new()?, Namespace::new()?);
     packets::join(&server, &clients)?;
     let role = Role {
         listens: vec![format!("{SERVER}:25").parse()?],
-        smtpds: 20,
+        smtpds: 100,
         limit: 100,
         connections: 0,
         accepts: Accepts::AndServes,
@@ -88,51 +90,86 @@ fn busy() -> Result<Vec<Figure>> {
     wait_until("the listener to be watched", SETTLE, || {
         Ok(daemon.metrics()?.sum(CONNECTIONS, &[]).is_some())
     })?;
-    let crowd = Packets::start(
-        &server,
-        &clients,
-        Crowd {
+    let mut figures = Vec::new();
+    for (addresses, names) in [(1000, &KNOWN), (u32::MAX, &STRANGERS)] {
+        let crowd = Crowd {
             manners: Manners::Polite,
             count: u64::MAX,
             per_second: PER_SECOND,
+            addresses,
             stride: 1,
-        },
-    )?;
-    std::thread::sleep(SETTLE);
-    let statistics = enable_stats(Stats::RunTime).context("the kernel's statistics of BPF programs")?;
-    let before = (crowd.tally(), Runs::of(daemon.pid())?);
-    let (share, after) = cpu_share(&daemon)?;
-    let (tally, programs) = (crowd.stop()?, Runs::of(daemon.pid())?);
-    drop(statistics);
+        };
+        let crowd = Packets::start(&server, &clients, crowd)?;
+        std::thread::sleep(SETTLE);
+        figures.extend(under_load(&daemon, crowd, names, over)?);
+    }
+    Ok(figures)
+}
 
-    let served = (tally.finished - before.0.finished) as f64;
-    let rate = served / OVER.as_secs_f64();
+/// What the figures under one kind of load are called.
+struct Names {
+    sessions: &'static str,
+    cpu: &'static str,
+    resident: &'static str,
+    runs: [&'static str; 2],
+    time: [&'static str; 2],
+    both: &'static str,
+}
+
+const KNOWN: Names = Names {
+    sessions: "sessions from 1,000 addresses",
+    cpu: "CPU at that rate",
+    resident: "resident memory at that rate",
+    runs: ["BPF runs a session, probe `state`", "BPF runs a session, probe `greeting`"],
+    time: ["BPF time a session, probe `state`", "BPF time a session, probe `greeting`"],
+    both: "BPF time a session, both probes",
+};
+
+const STRANGERS: Names = Names {
+    sessions: "sessions, each from an address never seen",
+    cpu: "CPU at that rate, new addresses",
+    resident: "resident memory at that rate, new addresses",
+    runs: ["BPF runs a session, `state`, new addresses", "BPF runs a session, `greeting`, new addresses"],
+    time: ["BPF time a session, `state`, new addresses", "BPF time a session, `greeting`, new addresses"],
+    both: "BPF time a session, both probes, new addresses",
+};
+
+fn under_load(daemon: &Daemon<'_>, crowd: Packets, names: &Names, over: Duration) -> Result<Vec<Figure>> {
+    let statistics = enable_stats(Stats::RunTime).context("the kernel's statistics of BPF programs")?;
+    let (tally, runs) = (crowd.tally(), Runs::of(daemon.pid())?);
+    let (share, usage) = cpu_share(daemon, over)?;
+    let (tally, runs) = (crowd.tally().finished - tally.finished, Runs::of(daemon.pid())?.since(&runs));
+    drop(statistics);
+    crowd.stop()?;
+
+    let served = tally as f64;
+    let rate = served / over.as_secs_f64();
     ensure!(
         rate > 0.9 * PER_SECOND as f64,
         "only {rate:.0} sessions a second were served: the machine is too busy to measure on"
     );
-    let run = |name: &str| {
-        let (runs, time) = programs.since(&before.1, name);
-        (runs as f64 / served, time.as_nanos() as f64 / served)
-    };
-    let (state, greeting) = (run("state"), run("greeting"));
-    Ok(vec![
-        figure("sessions served", rate, "a second", None),
-        figure("CPU at that rate", share * 100.0, "% of a core", Some(5.0)),
-        figure("resident memory at that rate", mib(after.resident_bytes), "MiB", None),
-        figure("BPF runs a connection, probe `state`", state.0, "", None),
-        figure("BPF runs a connection, probe `greeting`", greeting.0, "", None),
-        figure("BPF time a connection, probe `state`", state.1, "ns", None),
-        figure("BPF time a connection, probe `greeting`", greeting.1, "ns", None),
-        figure("BPF time a connection, both", state.1 + greeting.1, "ns", Some(1500.0)),
-    ])
+    let mut figures = vec![
+        figure(names.sessions, rate, "a second", None),
+        figure(names.cpu, share * 100.0, "% of a core", Some(5.0)),
+        figure(names.resident, mib(usage.resident_bytes), "MiB", None),
+    ];
+    let mut both = 0.0;
+    for (at, program) in ["state", "greeting"].into_iter().enumerate() {
+        let (runs, time) = runs.0.get(program).copied().unwrap_or_default();
+        let time = time.as_nanos() as f64 / served;
+        both += time;
+        figures.push(figure(names.runs[at], runs as f64 / served, "", None));
+        figures.push(figure(names.time[at], time, "ns", None));
+    }
+    figures.push(figure(names.both, both, "ns", Some(1500.0)));
+    Ok(figures)
 }
 
 const CONNECTIONS: &str = "smtp_sentinel_connections_total";
 
-fn cpu_share(daemon: &Daemon<'_>) -> Result<(f64, Usage)> {
+fn cpu_share(daemon: &Daemon<'_>, over: Duration) -> Result<(f64, Usage)> {
     let (before, start) = (daemon.usage()?, clock::now());
-    std::thread::sleep(OVER);
+    std::thread::sleep(over);
     let (after, took) = (daemon.usage()?, start.elapsed());
     Ok(((after.cpu - before.cpu).as_secs_f64() / took.as_secs_f64(), after))
 }
@@ -155,10 +192,13 @@ impl Runs {
         Ok(Self(programs))
     }
 
-    fn since(&self, before: &Self, name: &str) -> (u64, Duration) {
-        let of = |programs: &Self| programs.0.get(name).copied().unwrap_or_default();
-        let ((runs, time), (runs_before, time_before)) = (of(self), of(before));
-        (runs - runs_before, time - time_before)
+    fn since(mut self, before: &Self) -> Self {
+        for (name, (runs, time)) in &mut self.0 {
+            let (runs_before, time_before) = before.0.get(name).copied().unwrap_or_default();
+            *runs -= runs_before;
+            *time -= time_before;
+        }
+        self
     }
 }
 
