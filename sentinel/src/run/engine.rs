@@ -42,6 +42,7 @@ pub(super) struct Engine {
     instances: Vec<Instance>,
     discovered_at: Option<Instant>,
     reported_at: Option<Instant>,
+    totals_at: Option<Instant>,
     watched: BTreeSet<ListenerId>,
     turns: Turns,
 }
@@ -71,6 +72,7 @@ impl Engine {
             instances: Vec::new(),
             discovered_at: None,
             reported_at: None,
+            totals_at: None,
             watched: BTreeSet::new(),
             turns: Turns::default(),
         }
@@ -204,12 +206,21 @@ impl Engine {
         }
     }
 
-    fn report(&mut self, now: Now) {
-        let permitted = self.hands.permitted();
+    /// What the kernel counts for the metrics alone, not for a decision: once a second is often enough.
+    fn read_totals(&mut self) {
         self.board.set_evictions(self.probes.evictions());
         for instance in &self.instances {
             self.board
                 .set_accept_overflows(&instance.id, listen_overflows(instance.master.pid).ok());
+        }
+    }
+
+    fn report(&mut self, now: Now) {
+        let permitted = self.hands.permitted();
+        let due = |at: Instant| now.mono.saturating_duration_since(at) >= REPORT_EVERY;
+        if self.totals_at.is_none_or(due) {
+            self.totals_at = Some(now.mono);
+            self.read_totals();
         }
         let instances = self
             .instances
