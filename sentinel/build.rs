@@ -121,6 +121,8 @@ impl Toolchain {
         shed_outer_build(&mut cargo);
         cargo
             .env("RUSTC", self.rustc())
+            // Kprobes read their arguments from the registers of the machine that they will run on.
+            .env("AYA_BPF_TARGET_ARCH", required("CARGO_CFG_TARGET_ARCH")?)
             .env("CARGO_ENCODED_RUSTFLAGS", rustflags(linker));
         cargo
             .current_dir(workspace)

@@ -45,6 +45,8 @@ pub struct Offsets {
     pub rack_mstamp: u32,
     /// From `struct net`.
     pub net_inum: u32,
+    /// From `struct sk_buff`.
+    pub skb_protocol: u32,
 }
 
 /// What a listener is found by.
@@ -106,6 +108,8 @@ pub struct ListenerStats {
     pub early_queued_retracted: u64,
     /// The client left after accept() and before the first byte of the greeting.
     pub early_before_greeting: u64,
+    /// Connections that the kernel dropped because the accept queue was full.
+    pub overflows: u64,
     /// Closed by SOCK_DESTROY, ours or another's.
     pub destroyed: u64,
     /// First data that was acknowledged after it had been sent more than once, or together with more: no latency taken.
@@ -132,6 +136,7 @@ impl ListenerStats {
             early_queued: 0,
             early_queued_retracted: 0,
             early_before_greeting: 0,
+            overflows: 0,
             destroyed: 0,
             greetings_unsure: 0,
             greetings_sum_us: 0,
@@ -168,9 +173,9 @@ impl SourceKind {
     pub const COUNT: u32 = 3;
 }
 
-const _: () = assert!(size_of::<Offsets>() == 68);
+const _: () = assert!(size_of::<Offsets>() == 72);
 const _: () = assert!(size_of::<ListenerKey>() == 24);
-const _: () = assert!(size_of::<ListenerStats>() == 352);
+const _: () = assert!(size_of::<ListenerStats>() == 360);
 const _: () = assert!(size_of::<SourceStats>() == 32);
 
 #[cfg(feature = "user")]

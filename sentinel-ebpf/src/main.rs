@@ -11,6 +11,7 @@
 
 mod greeting;
 mod maps;
+mod overflow;
 mod sock;
 mod sources;
 mod state;

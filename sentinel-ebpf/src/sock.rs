@@ -24,7 +24,11 @@ static OFFSETS: Offsets = Offsets {
     bytes_acked: 0,
     rack_mstamp: 0,
     net_inum: 0,
+    skb_protocol: 0,
 };
+
+/// include/uapi/linux/if_ether.h
+const ETH_P_IPV6: u16 = 0x86dd;
 
 macro_rules! offset {
     ($field:ident) => {
@@ -133,6 +137,17 @@ impl Sock {
     #[inline(always)]
     pub(crate) fn client_v6(self) -> [u64; 2] {
         read(self.0 + offset!(skc_v6_daddr))
+    }
+}
+
+/// The address of a `struct sk_buff` that the kernel handed to us.
+#[derive(Clone, Copy)]
+pub(crate) struct Packet(pub(crate) u64);
+
+impl Packet {
+    #[inline(always)]
+    pub(crate) fn is_ipv6(self) -> bool {
+        u16::from_be(read(self.0 + offset!(skb_protocol))) == ETH_P_IPV6
     }
 }
 

@@ -83,7 +83,9 @@ fn arrived(ctx: &RawTracePointContext, sk: Sock) {
         Ok(()) => note_followed(1),
         Err(error) => warn!(
             ctx,
-            "a connection to port {} is not followed, its end and greeting are not counted: error {}", port, error
+            "a connection to port {} is not followed, its end and greeting are not counted: error {}",
+            port,
+            error
         ),
     }
 }

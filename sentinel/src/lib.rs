@@ -2,7 +2,8 @@
 //!
 //! One room per verb, plain values across the doors, arrows one way:
 //! [`probes`] and [`signals`] measure, [`detector`] judges, [`controller`] decides, [`actuator`] changes,
-//! [`metrics`] and [`status`] report. [`run`] wires them; [`clock`] is the only place that reads the time.
+//! [`metrics`] and [`status`] report. [`run`] wires them; [`privileges`] gives up what they do not need, [`notify`] tells
+//! systemd how it goes, and [`clock`] is the only place that reads the time.
 
 pub mod actuator;
 pub mod cli;
@@ -12,7 +13,9 @@ pub mod control;
 pub mod controller;
 pub mod detector;
 pub mod metrics;
+pub mod notify;
 pub mod postfix;
+pub mod privileges;
 pub mod probes;
 pub mod run;
 pub mod shed;

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +15,8 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, 
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, TCP_CLOSE_WAIT};
 use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
+use netlink_packet_sock_diag::unix::nlas::UnixDiagName;
+use netlink_packet_sock_diag::unix::{self, UnixRequest};
 use netlink_packet_sock_diag::{SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, SockDiagMessage};
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 use nix::sched::{CloneFlags, setns};
@@ -43,6 +45,16 @@ pub struct ListenSocket {
     /// Connections waiting for accept().
     pub depth: u32,
     /// The backlog in force, somaxconn applied.
+    pub backlog: u32,
+}
+
+/// A listening socket of the file system, as postscreen hands connections over through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnixListener {
+    /// As it was bound: relative to the queue directory for Postfix's.
+    pub path: PathBuf,
+    pub inode: u32,
+    pub depth: u32,
     pub backlog: u32,
 }
 
@@ -127,6 +139,35 @@ impl SockDiag {
         Ok(found)
     }
 
+    /// All listening sockets of the file system that were bound in this network namespace.
+    pub fn unix_listeners(&mut self) -> io::Result<Vec<UnixListener>> {
+        let request = UnixRequest {
+            state_flags: unix::StateFlags::LISTEN,
+            inode: 0,
+            show_flags: unix::ShowFlags::NAME | unix::ShowFlags::RQLEN,
+            cookie: [0xff; 8],
+        };
+        self.send(
+            SOCK_DIAG_BY_FAMILY,
+            NLM_F_REQUEST | NLM_F_DUMP,
+            SockDiagMessage::UnixRequest(request),
+        )?;
+        let mut found = Vec::new();
+        self.replies(|message| {
+            if let SockDiagMessage::UnixResponse(response) = message
+                && let Some(UnixDiagName::Pathname(path)) = response.name()
+            {
+                found.push(UnixListener {
+                    path: path.into(),
+                    inode: response.header.inode,
+                    depth: response.number_of_pending_connection().unwrap_or(0),
+                    backlog: response.max_number_of_pending_connection().unwrap_or(0),
+                });
+            }
+        })?;
+        Ok(found)
+    }
+
     /// The connections that came in through one of `listeners`.
     ///
     /// Each family costs a walk over the kernel's whole table of established connections, 1 ms for 262,144 buckets
@@ -143,9 +184,7 @@ impl SockDiag {
         for (family, port) in asked {
             let states = StateFlags::ESTABLISHED | StateFlags::CLOSE_WAIT;
             self.dump(family, states, ExtensionFlags::INFO, port, |response| {
-                found.extend(
-                    connection(response).filter(|connection| owners.of(connection.local).is_some()),
-                );
+                found.extend(connection(response).filter(|connection| owners.of(connection.local).is_some()));
             })?;
         }
         Ok(found)
@@ -170,7 +209,11 @@ impl SockDiag {
             states: StateFlags::all(),
             socket_id: id,
         };
-        self.send(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, request)?;
+        self.send(
+            SOCK_DESTROY,
+            NLM_F_REQUEST | NLM_F_ACK,
+            SockDiagMessage::InetRequest(request),
+        )?;
         loop {
             let length = self.receive()?;
             let message = parse(&self.reply[..length])?;
@@ -213,7 +256,20 @@ impl SockDiag {
                 ..id
             },
         };
-        self.send(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, request)?;
+        self.send(
+            SOCK_DIAG_BY_FAMILY,
+            NLM_F_REQUEST | NLM_F_DUMP,
+            SockDiagMessage::InetRequest(request),
+        )?;
+        self.replies(|message| {
+            if let SockDiagMessage::InetResponse(response) = message {
+                each(&response);
+            }
+        })
+    }
+
+    /// Hands on every message of a dump.
+    fn replies(&mut self, mut each: impl FnMut(SockDiagMessage)) -> io::Result<()> {
         loop {
             let length = self.receive()?;
             let mut offset = 0;
@@ -225,7 +281,7 @@ impl SockDiag {
                     continue;
                 }
                 match message.payload {
-                    NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => each(&response),
+                    NetlinkPayload::InnerMessage(message) => each(message),
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
                     _ => {}
@@ -234,9 +290,9 @@ impl SockDiag {
         }
     }
 
-    fn send(&mut self, kind: u16, flags: u16, request: InetRequest) -> io::Result<()> {
+    fn send(&mut self, kind: u16, flags: u16, request: SockDiagMessage) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut message = NetlinkMessage::from(SockDiagMessage::InetRequest(request));
+        let mut message = NetlinkMessage::from(request);
         message.header.flags = flags;
         message.header.sequence_number = self.sequence;
         message.finalize();

@@ -16,6 +16,9 @@ pub use board::{Board, Counters, ReloadResult, Ticks};
 pub struct Report {
     pub version: String,
     pub mode: Mode,
+    /// What the daemon has kept of the privileges that it was started with, by the names of capabilities(7).
+    #[serde(default)]
+    pub capabilities: Vec<String>,
     pub probes: Vec<Probe>,
     pub instances: Vec<Instance>,
 }
@@ -36,7 +39,7 @@ pub enum Mode {
 pub struct Probe {
     pub name: String,
     pub state: ProbeState,
-    /// Why it is not ok, and what is done instead; empty when it is ok.
+    /// Why it is not ok, and what is done instead. When it is ok: which of its sources serves, or empty.
     pub reason: String,
 }
 
@@ -62,6 +65,8 @@ pub struct Instance {
     pub actionable: bool,
     /// Why not actionable; empty when it is.
     pub reason: String,
+    /// Whether Postfix would live through reading its configuration files as they are now.
+    pub config_valid: bool,
     pub services: Vec<Service>,
 }
 
@@ -131,6 +136,9 @@ pub struct ListenerCounts {
     pub early_queued: u64,
     /// Early disconnects after accept, before the first byte of the greeting.
     pub early_before_greeting: u64,
+    /// Connections that the kernel dropped because the accept queue was full; null where it cannot be counted by
+    /// listener.
+    pub overflows: Option<u64>,
     /// Greetings by latency: element i counts those of [2^i, 2^(i+1)) microseconds, element 0 also those below 1.
     pub greeting_log2_us: Vec<u64>,
     /// Sum of all greeting latencies, microseconds.
@@ -160,6 +168,7 @@ pub(crate) mod tests {
             connections: 1234,
             early_queued: 20,
             early_before_greeting: 3,
+            overflows: Some(8),
             greeting_log2_us: vec![0, 0, 5, 10, 0, 3, 0, 1],
             greeting_sum_us: 700,
         };
@@ -225,6 +234,11 @@ pub(crate) mod tests {
             unavailable: BTreeMap::from([("pressure".to_owned(), why.clone()), ("limit".to_owned(), why)]),
             listeners: vec![],
         };
+        let by_namespace = |mut service: Service| {
+            let counts = service.listeners.iter_mut().filter_map(|one| one.counts.as_mut());
+            counts.for_each(|counts| counts.overflows = None);
+            service
+        };
         let hostile = "/srv/a \"b\\c\"\n\u{1b}[31md} 1\r#é".to_owned();
         let instance = |id: &str, services| Instance {
             id: id.to_owned(),
@@ -233,11 +247,13 @@ pub(crate) mod tests {
             postfix_version: Some("3.7.11".to_owned()),
             actionable: true,
             reason: String::new(),
+            config_valid: true,
             services,
         };
         Report {
             version: "0.1.0".to_owned(),
             mode: Mode::Enforce,
+            capabilities: vec!["CAP_SYS_PTRACE".to_owned(), "CAP_NET_ADMIN".to_owned()],
             probes: vec![
                 Probe {
                     name: "accept_queue".to_owned(),
@@ -252,7 +268,8 @@ pub(crate) mod tests {
             ],
             instances: vec![
                 instance("/etc/postfix", vec![smtp.clone(), smtpd]),
-                instance(&hostile, vec![smtp]),
+                // Where overflows cannot be counted by listener.
+                instance(&hostile, vec![by_namespace(smtp)]),
             ],
         }
     }

@@ -1,19 +1,22 @@
-//! Attackers: clients that take a slot and sit on it. They write down whether they were greeted and when they were dropped.
+//! Attackers: clients that take a slot and sit on it, each in its manner. They write down whether they were greeted and when
+//! they were dropped.
 
+use std::io;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use fastrand::Rng;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::clock;
-use crate::load::{self, Load, Stop};
+use crate::load::{self, Arrivals, Load, Stop};
 use crate::netns::Namespace;
+use crate::senders;
 
 /// How attackers arrive.
 #[derive(Debug, Clone, Copy)]
@@ -24,14 +27,29 @@ pub enum Arrival {
     Evenly { count: usize, within: Duration },
 }
 
+/// What an attacker does with its connection. None speaks before the greeting: that would be a pipelining offence, which
+/// Postfix has other means against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Never says a word.
+    Silent,
+    /// Says this command, line end and all, whenever it has been quiet for so long.
+    Repeat { command: &'static str, every: Duration },
+    /// Goes as far as DATA, then sends a byte every so often.
+    Drip { every: Duration },
+    /// Is gone as soon as it is connected, as a port scan.
+    Leave,
+}
+
 /// How attackers behave.
 #[derive(Debug, Clone)]
 pub struct Attack {
     pub arrival: Arrival,
     /// Comes back so long after it was dropped; `None` stays away.
     pub reconnect: Option<Duration>,
-    /// Sends NOOP every so often, so as not to be silent; `None` is silent.
-    pub noop_every: Option<Duration>,
+    pub manner: Manner,
+    /// All come from the one network 10.77.N.0/24; `None` is from anywhere.
+    pub network: Option<u8>,
     pub seed: u64,
 }
 
@@ -41,7 +59,8 @@ impl Attack {
         Self {
             arrival,
             reconnect: None,
-            noop_every: None,
+            manner: Manner::Silent,
+            network: None,
             seed: 0xa77a_c4e5,
         }
     }
@@ -121,6 +140,7 @@ impl Attack {
     async fn run(self, mut stop: Stop, book: Book) {
         let mut random = Rng::with_seed(self.seed);
         let mut attackers = JoinSet::new();
+        let mut arrivals = Arrivals::begin();
         let most = match self.arrival {
             Arrival::PerSecond(_) => usize::MAX,
             Arrival::Evenly { count, .. } => count,
@@ -132,9 +152,9 @@ impl Attack {
             };
             tokio::select! {
                 () = stop.wait() => break,
-                () = sleep(gap) => {}
+                () = arrivals.after(gap) => {}
             }
-            let source = load::address(&mut random);
+            let source = load::address(&mut random, self.network);
             let (attack, book, mut stop) = (self.clone(), Arc::clone(&book), stop.clone());
             attackers.spawn(async move {
                 tokio::select! {
@@ -164,50 +184,89 @@ impl Attack {
         }
     }
 
-    /// Sits until the server ends the connection.
-    async fn hold(&self, mut stream: TcpStream, book: &Book) {
-        let entry = {
-            let mut holds = book.lock().unwrap_or_else(PoisonError::into_inner);
-            holds.push(Hold {
-                connected: clock::now(),
-                greeted: None,
-                ended: None,
-                dropped: false,
-            });
-            holds.len() - 1
-        };
-        let note = |change: &dyn Fn(&mut Hold)| {
-            if let Some(hold) = book.lock().unwrap_or_else(PoisonError::into_inner).get_mut(entry) {
-                change(hold);
-            }
-        };
-        let mut input = [0; 512];
-        loop {
-            let read = match self.noop_every {
-                Some(pause) => timeout(pause, stream.read(&mut input)).await,
-                None => Ok(stream.read(&mut input).await),
-            };
-            match read {
-                Ok(Ok(0) | Err(_)) => break,
-                Ok(Ok(_)) => note(&|hold| {
-                    hold.greeted.get_or_insert_with(clock::now);
-                }),
-                // To speak before the greeting would be a pipelining offence, not a silent client's trick.
-                Err(_) => {
-                    let greeted = book
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .get(entry)
-                        .is_some_and(|hold| hold.greeted.is_some());
-                    if greeted && stream.write_all(b"NOOP\r\n").await.is_err() {
-                        break;
-                    }
-                }
-            }
+    /// Keeps one connection in the attacker's manner, and the book of it.
+    async fn hold(&self, stream: TcpStream, book: &Book) {
+        let page = Page::open(book);
+        if self.manner == Manner::Leave {
+            drop(stream);
+            page.note(|hold| hold.ended = Some(clock::now()));
+            return;
         }
-        note(&|hold| {
+        // Whatever ended it, an end of file or an error, it was the server.
+        let _ = self.stay(BufReader::new(stream), &page).await;
+        page.note(|hold| {
             hold.ended = Some(clock::now());
             hold.dropped = true;
         });
+    }
+
+    /// Returns when the server ends the connection.
+    async fn stay(&self, mut stream: BufReader<TcpStream>, page: &Page<'_>) -> io::Result<()> {
+        senders::reply(&mut stream).await?;
+        page.note(|hold| hold.greeted = Some(clock::now()));
+        match self.manner {
+            Manner::Silent | Manner::Leave => babble(&mut stream, None).await,
+            Manner::Repeat { command, every } => babble(&mut stream, Some((command, every))).await,
+            Manner::Drip { every } => {
+                for command in [
+                    "EHLO drip.lab.invalid\r\n",
+                    "MAIL FROM:<drip@drip.lab.invalid>\r\n",
+                    "RCPT TO:<user@lab.invalid>\r\n",
+                    "DATA\r\n",
+                ] {
+                    stream.get_mut().write_all(command.as_bytes()).await?;
+                    senders::reply(&mut stream).await?;
+                }
+                babble(&mut stream, Some(("x", every))).await
+            }
+        }
+    }
+}
+
+/// Says the text whenever nothing happened for so long, and reads what comes, until the server ends the connection.
+async fn babble(stream: &mut BufReader<TcpStream>, text: Option<(&str, Duration)>) -> io::Result<()> {
+    let mut input = [0; 512];
+    loop {
+        let Some((text, every)) = text else {
+            if stream.read(&mut input).await? == 0 {
+                return Ok(());
+            }
+            continue;
+        };
+        match timeout(every, stream.read(&mut input)).await {
+            Ok(read) => {
+                if read? == 0 {
+                    return Ok(());
+                }
+            }
+            Err(_) => stream.get_mut().write_all(text.as_bytes()).await?,
+        }
+    }
+}
+
+/// A connection's place in the book.
+struct Page<'a> {
+    book: &'a Book,
+    number: usize,
+}
+
+impl<'a> Page<'a> {
+    fn open(book: &'a Book) -> Self {
+        let mut holds = book.lock().unwrap_or_else(PoisonError::into_inner);
+        holds.push(Hold {
+            connected: clock::now(),
+            greeted: None,
+            ended: None,
+            dropped: false,
+        });
+        let number = holds.len() - 1;
+        Self { book, number }
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Hold)) {
+        let mut holds = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hold) = holds.get_mut(self.number) {
+            change(hold);
+        }
     }
 }

@@ -11,8 +11,11 @@
 //! free one that a daemon serves its metrics on. Everything ends with the process that made it, however that process ends.
 
 pub mod attackers;
+pub mod bench;
 pub mod client;
 pub mod clock;
+pub mod debian;
+pub mod judge;
 mod lab;
 mod load;
 pub mod master_cf;
@@ -24,6 +27,7 @@ pub mod senders;
 pub mod sentinel;
 pub mod sockets;
 pub mod stand_in;
+pub mod unit;
 pub mod usage;
 
 pub use lab::{Builder, Lab};

@@ -11,6 +11,7 @@ use fastrand::Rng;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 
+use crate::clock;
 use crate::netns::{Namespace, SERVER};
 
 /// A stop that any number of tasks can await.
@@ -79,15 +80,35 @@ impl Drop for Load {
     }
 }
 
+/// Arrivals by a schedule of their own: what starting one costs, or a machine that stalls, does not thin the load out.
+pub(crate) struct Arrivals {
+    next: tokio::time::Instant,
+}
+
+impl Arrivals {
+    pub(crate) fn begin() -> Self {
+        Self {
+            next: clock::now().into(),
+        }
+    }
+
+    /// Waits until `gap` after the last arrival was due.
+    pub(crate) async fn after(&mut self, gap: Duration) {
+        self.next += gap;
+        tokio::time::sleep_until(self.next).await;
+    }
+}
+
 /// The pause until the next arrival of a Poisson process.
 pub(crate) fn poisson_gap(random: &mut Rng, per_second: f64) -> Duration {
     // 1 - [0, 1) is never 0, so the logarithm is finite.
     Duration::from_secs_f64(-(1.0 - random.f64()).ln() / per_second)
 }
 
-/// Any client address; the scripted clients keep 10.77.0.x for themselves.
-pub(crate) fn address(random: &mut Rng) -> Ipv4Addr {
-    Ipv4Addr::new(10, 77, random.u8(1..=254), random.u8(1..=254))
+/// Any client address, or any of 10.77.`network`.0/24; the scripted clients keep 10.77.0.x for themselves.
+pub(crate) fn address(random: &mut Rng, network: Option<u8>) -> Ipv4Addr {
+    let any = random.u8(1..=254);
+    Ipv4Addr::new(10, 77, network.unwrap_or(any), random.u8(1..=254))
 }
 
 /// Connects to port 25 from `source`.

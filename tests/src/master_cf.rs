@@ -37,6 +37,16 @@ pub fn smtp(maxproc: u32) -> String {
     format!("smtp      inet  n       -       n       -       {maxproc:<7} smtpd\n")
 }
 
+/// postscreen on port 25, as POSTSCREEN_README has it, and `maxproc` slots of smtpd behind it.
+pub fn postscreen(maxproc: u32) -> String {
+    format!(
+        "smtp      inet  n       -       n       -       1       postscreen\n\
+         smtpd     pass  -       -       n       -       {maxproc:<7} smtpd\n\
+         dnsblog   unix  -       -       n       -       0       dnsblog\n\
+         tlsproxy  unix  -       -       n       -       0       tlsproxy\n"
+    )
+}
+
 /// What administrators write over the years: tabs, comments inside an entry, continuation lines, a CRLF, blank lines with
 /// blanks, another service with its own options, and no newline at the end. Every byte must come back.
 pub fn weathered(maxproc: u32) -> String {

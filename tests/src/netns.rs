@@ -59,9 +59,7 @@ impl Namespace {
         name: &str,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<thread::JoinHandle<Result<T>>> {
-        let namespace = Self {
-            file: self.file.try_clone()?,
-        };
+        let namespace = self.handle()?;
         Ok(thread::Builder::new().name(name.to_owned()).spawn(move || {
             namespace.enter()?;
             work()
@@ -94,6 +92,16 @@ impl Namespace {
             String::from_utf8_lossy(&output.stderr).trim()
         );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Another handle of the same namespace.
+    ///
+    /// # Errors
+    /// The descriptor cannot be duplicated.
+    pub fn handle(&self) -> Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+        })
     }
 
     fn enter(&self) -> Result<()> {

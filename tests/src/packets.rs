@@ -80,13 +80,32 @@ pub struct Packets {
 /// `ip` refuses.
 pub fn join(server: &Namespace, clients: &Namespace) -> Result<()> {
     server.ip(&[
-        "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", &clients.path(),
+        "link",
+        "add",
+        "wire",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "wire",
+        "netns",
+        &clients.path(),
     ])?;
     clients.ip(&["link", "set", "wire", "up"])?;
     server.ip(&["addr", "add", &format!("{SERVER}/24"), "dev", "wire"])?;
     server.ip(&["link", "set", "wire", "up"])?;
     let (_, mac) = clients.run(wire)?;
-    server.ip(&["neigh", "add", GATEWAY, "lladdr", &text(mac), "nud", "permanent", "dev", "wire"])?;
+    server.ip(&[
+        "neigh",
+        "add",
+        GATEWAY,
+        "lladdr",
+        &text(mac),
+        "nud",
+        "permanent",
+        "dev",
+        "wire",
+    ])?;
     server.ip(&["route", "add", "default", "via", GATEWAY])
 }
 
@@ -130,7 +149,10 @@ impl Packets {
     pub fn stop(mut self) -> Result<Tally> {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            thread.join().ok().context("the thread of the packets panicked")??;
+            thread
+                .join()
+                .ok()
+                .context("the thread of the packets panicked")??;
         }
         Ok(self.tally())
     }
@@ -204,7 +226,9 @@ impl End {
             }
             counts.syns.store(sent, Ordering::Relaxed);
             for _ in 0..256 {
-                let Some(length) = self.receive(&mut frame)? else { break };
+                let Some(length) = self.receive(&mut frame)? else {
+                    break;
+                };
                 idle = false;
                 if let Some(segment) = Segment::parse(frame.get(14..length).unwrap_or_default()) {
                     self.answer(&segment, crowd.manners, counts)?;
@@ -259,7 +283,8 @@ impl End {
 
     fn receive(&self, frame: &mut [u8]) -> Result<Option<usize>> {
         let mut parts = [IoSliceMut::new(frame)];
-        match socket::recvmsg::<SockaddrStorage>(self.socket.as_raw_fd(), &mut parts, None, MsgFlags::empty()) {
+        match socket::recvmsg::<SockaddrStorage>(self.socket.as_raw_fd(), &mut parts, None, MsgFlags::empty())
+        {
             Ok(message) => Ok(Some(message.bytes)),
             Err(Errno::EAGAIN) => Ok(None),
             Err(error) => Err(error).context("receiving on the wire"),

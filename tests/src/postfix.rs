@@ -236,7 +236,7 @@ impl Drop for Postfix {
 }
 
 /// The directories that `postfix check` would make (conf/postfix-files), without a start of its scripts.
-fn lay_out(base: &Path) -> Result<()> {
+pub(crate) fn lay_out(base: &Path) -> Result<()> {
     let owner = User::from_name("postfix")?.context("there is no user `postfix`: run `cargo xtask setup`")?;
     let group =
         Group::from_name("postdrop")?.context("there is no group `postdrop`: run `cargo xtask setup`")?;

@@ -12,8 +12,11 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::clock;
-use crate::load::{self, Load};
+use crate::load::{self, Arrivals, Load};
 use crate::netns::Namespace;
+
+/// A message of one line, header to final dot.
+const MESSAGE: &str = "Subject: lab\r\n\r\nA message.\r\n.\r\n";
 
 /// How senders behave.
 #[derive(Debug, Clone)]
@@ -26,7 +29,41 @@ pub struct Traffic {
     pub pause: Duration,
     /// A sender without a greeting by then, from the start of its connect, gives up. Also bounds each later reply.
     pub patience: Duration,
+    /// What is sent after DATA; `None` is a message of one line.
+    pub upload: Option<Upload>,
     pub seed: u64,
+}
+
+/// A message that takes its time on a slow line.
+#[derive(Debug, Clone, Copy)]
+pub struct Upload {
+    pub bytes: u32,
+    pub bytes_per_second: u32,
+}
+
+impl Upload {
+    const STEP: Duration = Duration::from_millis(100);
+
+    /// Sends it up to its final dot. The server may stall for as long as the sender's patience, in all.
+    async fn send(self, stream: &mut BufReader<TcpStream>, patience: Duration) -> io::Result<()> {
+        const LINE: &str = "A line of a message, long enough to be worth its line end.\r\n";
+        let step = LINE.repeat(self.bytes_per_second as usize / 10 / LINE.len() + 1);
+        let steps = self.bytes as usize / step.len() + 1;
+        let all = async {
+            // By an interval, not by pauses: what a step takes to write must not add up.
+            let mut pace = tokio::time::interval(Self::STEP);
+            stream.get_mut().write_all(b"Subject: lab\r\n\r\n").await?;
+            for _ in 0..steps {
+                pace.tick().await;
+                stream.get_mut().write_all(step.as_bytes()).await?;
+            }
+            Ok(())
+        };
+        let longest = Self::STEP * u32::try_from(steps).unwrap_or(u32::MAX) + patience;
+        timeout(longest, all)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
 }
 
 impl Traffic {
@@ -37,6 +74,7 @@ impl Traffic {
             sessions: None,
             pause: Duration::from_millis(50),
             patience: Duration::from_secs(30),
+            upload: None,
             seed: 0x5e47_1e55,
         }
     }
@@ -79,6 +117,17 @@ pub struct Session {
     pub ended: Instant,
 }
 
+impl Session {
+    /// From the start of connect(2) to the greeting, which is what a sender's patience is about; `None` when there was no
+    /// connection, no reply, or a refusal in place of a greeting.
+    pub fn wait(&self) -> Option<Duration> {
+        if matches!(self.outcome, Outcome::Refused(Stage::Greeting, _)) {
+            return None;
+        }
+        Some(self.connect? + self.greeting?)
+    }
+}
+
 /// Counts over some sessions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -117,9 +166,15 @@ impl Tally {
 /// The latency that a share `q` (0 to 1) of the sessions did not exceed; `None` when that one never saw a greeting, which
 /// counts as longer than any.
 pub fn greeting_quantile<'a>(sessions: impl IntoIterator<Item = &'a Session>, q: f64) -> Option<Duration> {
-    let mut latencies: Vec<_> = sessions
+    quantile(sessions.into_iter().map(|session| session.greeting), q)
+}
+
+/// The latency that a share `q` (0 to 1) did not exceed, by rank, without interpolation; `None` stands for one that never
+/// ended, and is longer than any.
+pub fn quantile(latencies: impl IntoIterator<Item = Option<Duration>>, q: f64) -> Option<Duration> {
+    let mut latencies: Vec<_> = latencies
         .into_iter()
-        .map(|session| session.greeting.unwrap_or(Duration::MAX))
+        .map(|latency| latency.unwrap_or(Duration::MAX))
         .collect();
     latencies.sort_unstable();
     let rank = (q * latencies.len() as f64).ceil() as usize;
@@ -143,12 +198,13 @@ impl Senders {
         let load = Load::start(namespace, "senders", move |mut stop| async move {
             let mut random = Rng::with_seed(traffic.seed);
             let mut under_way = JoinSet::new();
+            let mut arrivals = Arrivals::begin();
             for _ in 0..traffic.sessions.unwrap_or(usize::MAX) {
                 tokio::select! {
                     () = stop.wait() => break,
-                    () = sleep(load::poisson_gap(&mut random, traffic.per_second)) => {}
+                    () = arrivals.after(load::poisson_gap(&mut random, traffic.per_second)) => {}
                 }
-                let source = load::address(&mut random);
+                let source = load::address(&mut random, None);
                 let (traffic, book) = (traffic.clone(), Arc::clone(&book));
                 under_way.spawn(async move {
                     let session = Dialogue::run(source, &traffic).await;
@@ -223,10 +279,24 @@ impl Dialogue {
             (Stage::Mail, "MAIL FROM:<sender@client.lab.invalid>\r\n", 250),
             (Stage::Rcpt, "RCPT TO:<user@lab.invalid>\r\n", 250),
             (Stage::Data, "DATA\r\n", 354),
-            (Stage::Body, "Subject: lab\r\n\r\nA message.\r\n.\r\n", 250),
+            // A message of one line goes out at once, or Nagle's algorithm would hold its second half back.
+            (
+                Stage::Body,
+                if traffic.upload.is_some() {
+                    ".\r\n"
+                } else {
+                    MESSAGE
+                },
+                250,
+            ),
         ];
         for (stage, text, wanted) in steps {
             sleep(traffic.pause).await;
+            if let (Stage::Body, Some(upload)) = (stage, traffic.upload)
+                && upload.send(&mut stream, traffic.patience).await.is_err()
+            {
+                return Outcome::Dropped(stage);
+            }
             match timeout(traffic.patience, exchange(&mut stream, text)).await {
                 Ok(Ok(code)) if code == wanted => {}
                 Ok(Ok(code)) => return Outcome::Refused(stage, code),

@@ -82,8 +82,15 @@ impl StandIn {
         for directory in [&config_dir, &queue] {
             fs::create_dir_all(directory)?;
         }
-        let hosts: Vec<String> = role.listens.iter().map(|address| address.ip().to_string()).collect();
-        fs::write(config_dir.join("main.cf"), format!("inet_interfaces = {}\n", hosts.join(", ")))?;
+        let hosts: Vec<String> = role
+            .listens
+            .iter()
+            .map(|address| address.ip().to_string())
+            .collect();
+        fs::write(
+            config_dir.join("main.cf"),
+            format!("inet_interfaces = {}\n", hosts.join(", ")),
+        )?;
         fs::write(
             config_dir.join("master.cf"),
             format!("smtp inet n - n - {} smtpd\n", role.limit),
@@ -102,7 +109,10 @@ impl StandIn {
                 .context("starting the stand-in")
         })?;
         let mut line = String::new();
-        let stdout = process.stdout.take().context("the stand-in has no standard output")?;
+        let stdout = process
+            .stdout
+            .take()
+            .context("the stand-in has no standard output")?;
         BufReader::new(stdout).read_line(&mut line)?;
         ensure!(line == "ready\n", "the stand-in did not get ready: {line:?}");
         Ok(Self { process, config_dir })

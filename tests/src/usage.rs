@@ -21,10 +21,16 @@ impl Usage {
     pub fn of(pid: u32) -> Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         // The name in parentheses may have blanks in it; field 3 follows.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .collect();
         let field = |number: usize| -> Result<u64> {
             let text = fields.get(number - 3).context("/proc/PID/stat is short")?;
-            text.parse().with_context(|| format!("field {number} of /proc/{pid}/stat: {text}"))
+            text.parse()
+                .with_context(|| format!("field {number} of /proc/{pid}/stat: {text}"))
         };
         let (user, system, threads) = (field(14)?, field(15)?, field(20)?);
         Ok(Self {

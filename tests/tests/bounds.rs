@@ -97,7 +97,10 @@ fn more_source_prefixes_than_places_evict_the_oldest_and_take_no_memory() {
     let before = daemon.usage().unwrap();
 
     let crowd = lab.crowd(Manners::Reset, CLIENTS);
-    wait_until("all clients to have come", PATIENCE, || Ok(crowd.tally().syns == CLIENTS)).unwrap();
+    wait_until("all clients to have come", PATIENCE, || {
+        Ok(crowd.tally().syns == CLIENTS)
+    })
+    .unwrap();
     let counted = || sum(&daemon, "connections_total", &[]).unwrap();
     let evicted = |prefix| sum(&daemon, "source_evictions_total", &[("prefix", prefix)]).unwrap();
     wait_until("the evictions to be told", PATIENCE, || {
@@ -129,7 +132,10 @@ fn a_syn_flood_leaves_nothing_behind() {
     let crowd = lab.crowd(Manners::Silent, SYNS);
     wait_until("all SYNs to be sent", PATIENCE, || Ok(crowd.tally().syns == SYNS)).unwrap();
     let received: u64 = received_segments(&lab.server);
-    assert!(received as f64 > 0.9 * SYNS as f64, "the server got {received} segments");
+    assert!(
+        received as f64 > 0.9 * SYNS as f64,
+        "the server got {received} segments"
+    );
     // A polite client after them is the mark by which the counts are known to be up to date.
     crowd.stop().unwrap();
     let honest = lab.crowd(Manners::Polite, 1);
@@ -164,7 +170,9 @@ fn a_thousand_smtpd_in_fifty_namespaces_are_seen_in_time() {
     let base = tempfile::tempdir().unwrap();
     let programs = Programs::install(base.path()).unwrap();
     let role = Role {
-        listens: (1..=4).map(|host| format!("10.76.0.{host}:25").parse().unwrap()).collect(),
+        listens: (1..=4)
+            .map(|host| format!("10.76.0.{host}:25").parse().unwrap())
+            .collect(),
         smtpds: 20,
         limit: 20,
         connections: 400,
@@ -173,8 +181,15 @@ fn a_thousand_smtpd_in_fifty_namespaces_are_seen_in_time() {
     let (_postfixes, config_dirs): (Vec<_>, Vec<PathBuf>) = (0..INSTANCES)
         .map(|number| {
             let namespace = Namespace::new().unwrap();
-            namespace.ip(&["route", "add", "local", "10.76.0.0/16", "dev", "lo"]).unwrap();
-            let postfix = instance(&namespace, &programs, &base.path().join(number.to_string()), &role);
+            namespace
+                .ip(&["route", "add", "local", "10.76.0.0/16", "dev", "lo"])
+                .unwrap();
+            let postfix = instance(
+                &namespace,
+                &programs,
+                &base.path().join(number.to_string()),
+                &role,
+            );
             let config_dir = postfix.config_dir().to_owned();
             ((postfix, namespace), config_dir)
         })
@@ -182,9 +197,15 @@ fn a_thousand_smtpd_in_fifty_namespaces_are_seen_in_time() {
     let sentinel = Sentinel::install_for(base.path(), &config_dirs, &observe()).unwrap();
     let daemon = sentinel.start().unwrap();
     let all_seen = || {
-        let services = daemon.status()?.instances.into_iter().flat_map(|one| one.services);
+        let services = daemon
+            .status()?
+            .instances
+            .into_iter()
+            .flat_map(|one| one.services);
         let seen = services.filter(|one| {
-            one.busy == Some(20) && one.processes == Some(20) && one.accept_queue.is_some_and(|queue| queue.depth == 95)
+            one.busy == Some(20)
+                && one.processes == Some(20)
+                && one.accept_queue.is_some_and(|queue| queue.depth == 95)
         });
         Ok(seen.count() == INSTANCES)
     };
@@ -193,7 +214,9 @@ fn a_thousand_smtpd_in_fifty_namespaces_are_seen_in_time() {
     // Counted from the look after the one that found them.
     wait_until("all listeners to be counted", PATIENCE, || {
         let series = daemon.metrics()?.series;
-        let listeners = series.iter().filter(|one| one.name == "smtp_sentinel_connections_total");
+        let listeners = series
+            .iter()
+            .filter(|one| one.name == "smtp_sentinel_connections_total");
         Ok(listeners.count() == 4 * INSTANCES)
     })
     .unwrap();
@@ -212,7 +235,10 @@ fn a_thousand_smtpd_in_fifty_namespaces_are_seen_in_time() {
     assert!(share(end.1, start.1) > 0.5, "{start:?} {end:?}, {cpu:?} of CPU");
     assert!(share(end.2, start.2) > 0.9, "{start:?} {end:?}, {cpu:?} of CPU");
     wait_until("all instances to be seen again", PATIENCE, all_seen).unwrap();
-    println!("{start:?} to {end:?} in {cpu:?} of CPU time, deferred {:?}", sum(&daemon, "instances_deferred_total", &[]));
+    println!(
+        "{start:?} to {end:?} in {cpu:?} of CPU time, deferred {:?}",
+        sum(&daemon, "instances_deferred_total", &[])
+    );
 }
 
 fn instance(namespace: &Namespace, programs: &Programs, base: &Path, role: &Role) -> StandIn {

@@ -251,9 +251,9 @@ fn a_stress_of_the_administrators_own_is_law() {
 fn observing_decides_and_touches_nothing() {
     let lab = Lab::new().unwrap();
     let original = lab.postfix.master_cf().unwrap();
-    let settings = sentinel_lab::sentinel::Settings {
+    let settings = Settings {
         act: "mode = \"observe\"".to_owned(),
-        ..sentinel_lab::sentinel::Settings::default()
+        ..Settings::default()
     };
     let sentinel = Sentinel::install_with(&lab, &settings).unwrap();
     let daemon = sentinel.start().unwrap();

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use sentinel_lab::attackers::{Arrival, Attack};
+use sentinel_lab::attackers::{Arrival, Attack, Manner};
 use sentinel_lab::clock::{wait_for, wait_until};
-use sentinel_lab::senders::{Outcome, Tally, Traffic, greeting_quantile};
+use sentinel_lab::senders::{Outcome, Tally, Traffic, Upload, greeting_quantile};
 use sentinel_lab::{Lab, master_cf};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -112,7 +112,10 @@ fn attackers_with_noop_are_greeted_and_come_back_when_dropped() {
         .unwrap();
     let attack = Attack {
         reconnect: Some(Duration::from_millis(100)),
-        noop_every: Some(Duration::from_millis(50)),
+        manner: Manner::Repeat {
+            command: "NOOP\r\n",
+            every: Duration::from_millis(50),
+        },
         ..Attack::silent(Arrival::Evenly {
             count: 1,
             within: Duration::ZERO,
@@ -125,6 +128,96 @@ fn attackers_with_noop_are_greeted_and_come_back_when_dropped() {
     .unwrap();
     let toll = attackers.toll();
     assert!(toll.greeted >= 2 && toll.connections >= 2, "{toll:?}");
+}
+
+#[test]
+fn an_attacker_that_drips_outlives_silent_ones() {
+    let lab = Lab::builder()
+        .main_cf("smtpd_timeout = 4s\nsmtpd_per_request_deadline = no")
+        .start()
+        .unwrap();
+    let one = Arrival::Evenly {
+        count: 1,
+        within: Duration::ZERO,
+    };
+    let drip = Attack {
+        manner: Manner::Drip {
+            every: Duration::from_millis(100),
+        },
+        ..Attack::silent(one)
+    };
+    let silent = Attack {
+        reconnect: Some(Duration::ZERO),
+        ..Attack::silent(one)
+    };
+    let (dripping, silent) = (lab.attack(drip).unwrap(), lab.attack(silent).unwrap());
+    // The first one's timeout may have begun before the other's.
+    wait_until("the silent attacker to be dropped twice", PATIENCE, || {
+        Ok(silent.toll().dropped >= 2)
+    })
+    .unwrap();
+    assert_eq!(dripping.toll().holding, 1, "{:?}", dripping.toll());
+    drop(dripping);
+    wait_until("the end of the unfinished message", PATIENCE, || {
+        Ok(lab.postfix.log_count("lost connection after DATA") == 1)
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_scan_leaves_at_once_from_the_network_that_it_is_told() {
+    let lab = Lab::new().unwrap();
+    let attack = Attack {
+        manner: Manner::Leave,
+        network: Some(200),
+        ..Attack::silent(Arrival::Evenly {
+            count: 5,
+            within: Duration::from_millis(100),
+        })
+    };
+    let scan = lab.attack(attack).unwrap();
+    wait_until("five connections to be over", PATIENCE, || {
+        let toll = scan.toll();
+        Ok(toll.connections == 5 && toll.standing == 0)
+    })
+    .unwrap();
+    assert_eq!(scan.toll().dropped, 0, "they left by themselves");
+    wait_until("five lost connections in the log", PATIENCE, || {
+        Ok(lab
+            .postfix
+            .log_count("lost connection after CONNECT from unknown[10.77.200.")
+            == 5)
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_upload_takes_the_time_of_its_line_and_arrives() {
+    let lab = Lab::new().unwrap();
+    let senders = lab
+        .senders(Traffic {
+            sessions: Some(1),
+            upload: Some(Upload {
+                bytes: 40_000,
+                bytes_per_second: 40_000,
+            }),
+            ..Traffic::new(20.0)
+        })
+        .unwrap();
+    wait_until("the session", PATIENCE, || Ok(senders.so_far().len() == 1)).unwrap();
+    let session = senders.stop().unwrap()[0];
+    assert_eq!(session.outcome, Outcome::Delivered);
+    let took = session.ended - session.started;
+    assert!(took >= Duration::from_millis(900), "{took:?}");
+    wait_until("the message in the queue", PATIENCE, || {
+        let log = lab.postfix.log();
+        let size = log
+            .split("size=")
+            .nth(1)
+            .and_then(|rest| rest.split(',').next()?.parse::<u32>().ok());
+        Ok(size.is_some_and(|size| size >= 40_000))
+    })
+    .unwrap();
 }
 
 #[test]

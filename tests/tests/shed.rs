@@ -29,9 +29,8 @@ fn wait_stressed(daemon: &Daemon<'_>) {
 }
 
 fn closed(daemon: &Daemon<'_>) -> f64 {
-    daemon
-        .metrics()
-        .unwrap()
+    let scrape = daemon.metrics().expect("the daemon serves metrics");
+    scrape
         .sum("smtp_sentinel_shed_connections_total", &[])
         .unwrap_or(0.0)
 }

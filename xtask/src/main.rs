@@ -1,6 +1,9 @@
-//! `cargo xtask`: set-up, build, test and demo. It orders other tools about and knows nothing of the daemon's insides.
+//! `cargo xtask`: set-up, build, test, demo and benchmark. It orders other tools about and knows nothing of the daemon's insides.
 
+mod bench;
 mod demo;
+mod kernels;
+mod lab;
 mod packages;
 mod setup;
 mod shell;
@@ -8,12 +11,16 @@ mod tally;
 mod test;
 mod toolchain;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", about = "Set-up, build, test and demo of SMTP Sentinel")]
+#[command(
+    name = "cargo xtask",
+    about = "Set-up, build, test, demo and benchmark of SMTP Sentinel"
+)]
 struct Arguments {
     #[command(subcommand)]
     task: Task,
@@ -38,9 +45,25 @@ enum Task {
         /// Run only the tests whose name contains this, and no other check
         #[arg(long)]
         filter: Option<String>,
+        /// Leave out the oldest and the newest kernel in qemu, which need a mirror of Debian and some minutes
+        #[arg(long)]
+        no_kernels: bool,
+    },
+    /// Boot Debian's kernels in qemu, play the probes' scenarios on each, and write down what runs where
+    Kernels {
+        /// Only these: 5.10, 6.1, 6.12, 7, oldest, newest; the table in the docs stays as it is then
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
     },
     /// Set up, then show the main job: calm, flood, trip, clear, on a real Postfix in network namespaces
     Demo,
+    /// Set up, then measure legitimate mail under attack: Postfix's own means and the sentinel, side by side (`bench --help`)
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// As `bench --help` has them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -48,8 +71,10 @@ fn main() -> ExitCode {
         Task::Setup { check: true } => setup::check(),
         Task::Setup { check: false } => setup::run(),
         Task::Build { release } => build(release),
-        Task::Test { filter } => test::run(filter.as_deref()),
+        Task::Test { filter, no_kernels } => test::run(filter.as_deref(), !no_kernels),
+        Task::Kernels { only } => kernels::run(&only),
         Task::Demo => demo::run(),
+        Task::Bench { arguments } => bench::run(&arguments),
     };
     match done {
         Ok(code) => code,

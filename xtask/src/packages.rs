@@ -111,6 +111,57 @@ pub(crate) fn unpack(package: &str, program: &str, to: &Path) -> Result<()> {
     Ok(fs::remove_dir_all(&scratch)?)
 }
 
+/// Unpacks packages to `to` together with those that they need and that are not installed, and installs none of them.
+/// Needs no root while apt's lists are fresh.
+///
+/// # Errors
+/// No apt, or a package cannot be had.
+pub(crate) fn unpack_with_dependencies(packages: &[&str], to: &Path) -> Result<()> {
+    ensure!(
+        shell::find("apt-get").is_some(),
+        "this set-up knows Debian's apt only; install by hand what these Debian packages hold: {}",
+        packages.join(" ")
+    );
+    println!(
+        "unpacking Debian's {} and what they need to {} (not installed)",
+        packages.join(", "),
+        to.display()
+    );
+    let archives = to.join("archives");
+    fs::create_dir_all(archives.join("partial"))?;
+    if download(packages, &archives).is_err() {
+        println!("apt could not download them; trying again with fresh lists");
+        let sudo = shell::as_root("refreshing apt's package lists")?;
+        shell::run(&mut command(&sudo, &["apt-get", "update", "--quiet=2"]))?;
+        download(packages, &archives)?;
+    }
+    for entry in fs::read_dir(&archives)? {
+        let archive = entry?.path();
+        if archive.extension().is_some_and(|extension| extension == "deb") {
+            shell::run(Command::new("dpkg-deb").arg("--extract").arg(archive).arg(to))?;
+        }
+    }
+    Ok(fs::remove_dir_all(archives)?)
+}
+
+fn download(packages: &[&str], archives: &Path) -> Result<()> {
+    let mut apt = Command::new("apt-get");
+    apt.args(["install", "--download-only", "--reinstall", "--yes", "--quiet=2"])
+        .arg("--no-install-recommends")
+        // Nothing is written where another apt could be writing.
+        .args([
+            "--option",
+            "Debug::NoLocking=true",
+            "--option",
+            "APT::Sandbox::User=root",
+        ])
+        .arg("--option")
+        .arg(format!("Dir::Cache::archives={}", archives.display()))
+        .args(packages)
+        .env("PATH", path_with_sbin());
+    shell::run(&mut apt)
+}
+
 /// `sudo` drops the environment of its caller, so what apt must know goes through env(1).
 fn command(sudo: &[&str], words: &[&str]) -> Command {
     let mut all = sudo

@@ -6,14 +6,14 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::Result;
 
 use crate::tally::Tally;
-use crate::{setup, shell};
+use crate::{kernels, setup, shell};
 
 /// Labs at a time. Each has a Postfix with up to some dozens of processes and clients that measure time, so more of them
 /// than processors would measure the neighbours.
 const LABS: usize = 2;
 
 /// Runs everything; a check that fails does not keep the others from running, so that one run tells all.
-pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
+pub(crate) fn run(filter: Option<&str>, with_kernels: bool) -> Result<ExitCode> {
     setup::run()?;
     let mut tally = Tally::default();
     if filter.is_none() {
@@ -31,17 +31,30 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     }
     // The lab runs the daemon as a program, which no test target of its package builds.
     tally += check(&mut shell::cargo(&["build", "--package", "smtp-sentinel"]));
+    let with_kernels = with_kernels && filter.is_none();
     let filter = filter.unwrap_or_default();
     tally += tests(&["--workspace", "--exclude", "sentinel-lab"], &[filter])?;
     tally += tests(
         &["--package", "sentinel-lab"],
         &[filter, &format!("--test-threads={LABS}")],
     )?;
+    if with_kernels {
+        tally += kernels();
+    }
     println!("{tally}");
     Ok(if tally.failed == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    })
+}
+
+/// The probes' scenarios on the oldest kernel and on the newest.
+fn kernels() -> Tally {
+    println!("--- cargo xtask kernels --only oldest,newest");
+    kernels::oldest_and_newest().unwrap_or_else(|error| {
+        eprintln!("the kernels did not run: {error:#}; `cargo xtask test --no-kernels` leaves them out");
+        Tally::FAILURE
     })
 }
 

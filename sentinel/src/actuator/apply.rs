@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::check::CheckError;
 use super::entry::{Act, Action, Digest, HistoryEntry, Intent, IntentId, Kind, Outcome};
 use super::file::{ConfigDir, Content, FileError, MASTER_CF};
 use super::replace::{CommitError, Draft};
@@ -28,6 +29,31 @@ impl Actuator {
         let result = self.try_trip(target, now, &mut trail);
         self.conclude(Act::Edit, target, reasons, now, trail, &result);
         result
+    }
+
+    /// Everything that a trip would ask postconf(1), beforehand and without a trace, so that the trip need not wait for
+    /// it.
+    ///
+    /// # Errors
+    /// As the trip's own, for what can be told before the first write.
+    pub fn rehearse(&mut self, target: &Target, now: Now) -> Result<(), ActError> {
+        let dir = ConfigDir::open(&target.master.config_dir)?;
+        let original = dir.read()?;
+        let path = dir.file(MASTER_CF);
+        let candidate = edit::insert(&original.bytes, &target.service, now.wall)
+            .map_err(|source| ActError::Edit { path, source })?;
+        Ok(self
+            .checker(&target.master)
+            .edited(dir.path(), &original.bytes, &candidate, &mut self.passed)?)
+    }
+
+    /// Whether the master would live through reading its files as they are now, which every reload of ours is held to.
+    /// An error of reading them is none here: whoever wants to change them meets it.
+    pub fn reloadable(&self, master: &Master) -> Result<(), CheckError> {
+        let bytes = ConfigDir::open(&master.config_dir).and_then(|dir| dir.read_followed());
+        bytes.map_or(Ok(()), |bytes| {
+            self.checker(master).reloadable(&master.config_dir, &bytes)
+        })
     }
 
     fn try_trip(&mut self, target: &Target, now: Now, trail: &mut Trail) -> Result<InFlight, ActError> {
@@ -88,7 +114,7 @@ impl Actuator {
             .step("check")
             .map_err(FileError::io("check", dir.file(MASTER_CF)))?;
         self.checker(&target.master)
-            .edited(dir.path(), &original.bytes, &candidate)?;
+            .edited(dir.path(), &original.bytes, &candidate, &mut self.passed)?;
         // Where another service of this file is ours already, the original is the file without those lines.
         let plain = edit::remove(&original.bytes).bytes;
         let kept = backup::keep(&self.state_dir, &target.instance, &plain, &mut self.steps)?;

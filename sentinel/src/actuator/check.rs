@@ -4,9 +4,11 @@
 //! Three judges, each of which sees what the others do not: only our lines may differ; our own parser is as strict
 //! as master; and postconf(1), where it is installed, is Postfix's own eye (though laxer than master).
 
+use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use super::entry::Digest;
 use crate::postfix::endpoint::Names;
 use crate::postfix::postconf::{Postconf, PostconfError};
 use crate::postfix::{ServiceId, edit, master_cf};
@@ -35,12 +37,49 @@ pub enum CheckError {
     Io { path: PathBuf, source: io::Error },
 }
 
+/// Edits that postconf(1) has let pass: of which bytes, beside which main.cf, on which services. What it says depends on
+/// nothing else, so a trip does not have to wait for it again: from the threshold to the signal every 10 ms count.
+#[derive(Debug, Default)]
+pub(super) struct Passed(VecDeque<Digest>);
+
+impl Passed {
+    /// Bounded: an instance has one or two of them, and whoever is forgotten is asked about again.
+    const KEPT: usize = 64;
+
+    fn key(before: &[u8], main_cf: &[u8], added: &[ServiceId]) -> Digest {
+        let added: Vec<String> = added.iter().map(ToString::to_string).collect();
+        let parts = [
+            Digest::of(before).to_string(),
+            Digest::of(main_cf).to_string(),
+            added.join(" "),
+        ];
+        Digest::of(parts.join("\n").as_bytes())
+    }
+
+    fn knows(&self, key: &Digest) -> bool {
+        self.0.contains(key)
+    }
+
+    fn remember(&mut self, key: Digest) {
+        self.0.push_back(key);
+        if self.0.len() > Self::KEPT {
+            self.0.pop_front();
+        }
+    }
+}
+
 /// The judges at hand: postconf(1) is one where there is one.
 pub(super) struct Checker(pub(super) Option<Postconf>);
 
 impl Checker {
     /// Whether `after`, which is `before` with our lines put in, may take its place in `config_dir`.
-    pub(super) fn edited(&self, config_dir: &Path, before: &[u8], after: &[u8]) -> Result<(), CheckError> {
+    pub(super) fn edited(
+        &self,
+        config_dir: &Path,
+        before: &[u8],
+        after: &[u8],
+        passed: &mut Passed,
+    ) -> Result<(), CheckError> {
         let path = config_dir.join("master.cf");
         if !edit::only_ours_differs(before, after) {
             return Err(CheckError::MoreThanOurs(path));
@@ -55,8 +94,17 @@ impl Checker {
             .into_iter()
             .filter(|id| !known.contains(id))
             .collect();
-        differs_by_stress(&reader.entries(before)?, &reader.entries(after)?, &added)
-            .map_err(|service| CheckError::OtherChange { path, service })
+        let main_cf = reader.main_cf().map_err(|source| CheckError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        let key = Passed::key(before, &main_cf, &added);
+        if !passed.knows(&key) {
+            differs_by_stress(&reader.entries(before)?, &reader.entries(after)?, &added)
+                .map_err(|service| CheckError::OtherChange { path, service })?;
+            passed.remember(key);
+        }
+        Ok(())
     }
 
     /// Whether a running master would survive reading these bytes.
@@ -237,8 +285,25 @@ mod tests {
     fn our_own_edit_passes_both_ways() {
         let dir = directory();
         let after = edit::insert(PLAIN, &smtp(), jiff::Timestamp::UNIX_EPOCH).unwrap();
-        checker().edited(dir.path(), PLAIN, &after).unwrap();
+        checker()
+            .edited(dir.path(), PLAIN, &after, &mut Passed::default())
+            .unwrap();
         undone(dir.path(), &after, &edit::remove(&after)).unwrap();
+    }
+
+    #[test]
+    fn what_has_passed_is_asked_again_when_main_cf_has_changed() {
+        let dir = directory();
+        let mut passed = Passed::default();
+        let after = edit::insert(PLAIN, &smtp(), jiff::Timestamp::UNIX_EPOCH).unwrap();
+        checker().edited(dir.path(), PLAIN, &after, &mut passed).unwrap();
+        let later = edit::insert(PLAIN, &smtp(), jiff::Timestamp::MAX).unwrap();
+        checker().edited(dir.path(), PLAIN, &later, &mut passed).unwrap();
+        assert_eq!(passed.0.len(), 1);
+        std::fs::write(dir.path().join("main.cf"), "no equals sign\n").unwrap();
+        checker()
+            .edited(dir.path(), PLAIN, &after, &mut passed)
+            .unwrap_err();
     }
 
     #[test]
@@ -247,7 +312,7 @@ mod tests {
         let after = edit::insert(PLAIN, &smtp(), jiff::Timestamp::UNIX_EPOCH).unwrap();
         let other = [after.as_slice(), b"# a word\n"].concat();
         assert!(matches!(
-            checker().edited(dir.path(), PLAIN, &other),
+            checker().edited(dir.path(), PLAIN, &other, &mut Passed::default()),
             Err(CheckError::MoreThanOurs(_))
         ));
         let removal = edit::Removal {

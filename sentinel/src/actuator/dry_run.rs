@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::apply::{duration_ms, gone, history};
-use super::check::Checker;
+use super::check::{Checker, Passed};
 use super::entry::{Action, Digest, HistoryEntry, Outcome};
 use super::file::MASTER_CF;
 use super::signal::{Masters, System};
@@ -42,7 +42,12 @@ impl DryRun {
                 path: dir.path().join(MASTER_CF),
                 source,
             })?;
-        Checker(Postconf::find(&target.master.daemon_dir)).edited(dir.path(), &original.bytes, &candidate)?;
+        Checker(Postconf::find(&target.master.daemon_dir)).edited(
+            dir.path(),
+            &original.bytes,
+            &candidate,
+            &mut Passed::default(),
+        )?;
         Ok(HistoryEntry {
             reasons: reasons.to_vec(),
             outcome: Some(Outcome::DryRun),

@@ -99,6 +99,7 @@ pub struct Actuator {
     steps: Steps,
     claimed: BTreeMap<PathBuf, Arc<ConfigDir>>,
     unwritten: VecDeque<(HistoryEntry, Vec<IntentId>)>,
+    passed: check::Passed,
 }
 
 impl Actuator {
@@ -126,6 +127,7 @@ impl Actuator {
             steps,
             claimed: BTreeMap::new(),
             unwritten: VecDeque::new(),
+            passed: check::Passed::default(),
         })
     }
 

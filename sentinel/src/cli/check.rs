@@ -77,9 +77,10 @@ pub(super) fn execute(args: &Args) -> Result<Code, Failure> {
 }
 
 fn look(config: &Config) -> Vec<Finding> {
-    let mut findings = system::findings();
+    let postfix = postfix::look(config);
+    let mut findings = system::findings(config, postfix.other_network);
     findings.extend(probes::findings());
-    findings.extend(postfix::findings(config));
+    findings.extend(postfix.findings);
     findings.push(files::own_dir("state_dir", &config.paths.state_dir));
     findings.push(files::own_dir("runtime_dir", &config.paths.runtime_dir));
     findings

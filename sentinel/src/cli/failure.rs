@@ -131,6 +131,7 @@ impl From<RunError> for Failure {
             RunError::Act(error) => error.into(),
             RunError::Control(error) => error.into(),
             RunError::Http(error) => error.into(),
+            RunError::Privileges(_) => Self::new(Code::NotPermitted, error.to_string()),
             RunError::Runtime(_) => Self::new(Code::No, error.to_string()),
         }
     }

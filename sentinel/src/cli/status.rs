@@ -55,6 +55,13 @@ fn text(report: &Report) -> String {
             of_service(&mut out, service);
         }
     }
+    if !report.capabilities.is_empty() {
+        let _ = writeln!(
+            out,
+            "\ncapabilities kept: {}",
+            printable(&report.capabilities.join(" "))
+        );
+    }
     let trouble: Vec<_> = report
         .probes
         .iter()
@@ -236,6 +243,8 @@ smtp-sentinel 0.1.0, mode enforce
     processes    ? busy of ?, 0 running
     verdict      unknown
     not known    limit, pressure: the kernel has no counts for a listener behind postscreen
+
+capabilities kept: CAP_SYS_PTRACE CAP_NET_ADMIN
 
 probes: 1 of 2 not ok
   greeting  unsupported: no cgroup2 mount; greeting latency is not measured

@@ -134,12 +134,13 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 async fn attend(mut stream: UnixStream, board: &Board) -> io::Result<()> {
     let peer = stream.peer_cred()?.uid();
     let own = rustix::process::geteuid().as_raw();
+    // Read before it is judged: closing on bytes that were not read resets the connection, and the answer is lost.
+    let mut line = Vec::new();
+    let (reader, _) = stream.split();
+    BufReader::new(reader.take(REQUEST_MAX))
+        .read_until(b'\n', &mut line)
+        .await?;
     let answer = if peer == 0 || peer == own {
-        let mut line = Vec::new();
-        let (reader, _) = stream.split();
-        BufReader::new(reader.take(REQUEST_MAX))
-            .read_until(b'\n', &mut line)
-            .await?;
         answer(&line, board)
     } else {
         Answer::NotPermitted(format!(

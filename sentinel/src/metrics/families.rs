@@ -64,9 +64,11 @@ impl Collector for Families {
         actions(&mut encoder, &counters)?;
         let Some(report) = report else { return Ok(()) };
         probes(&mut encoder, &report)?;
+        instances(&mut encoder, &report)?;
         let (rows, omitted) = Row::of(&report);
         omissions(&mut encoder, omitted)?;
         services(&mut encoder, &rows)?;
+        overflows(&mut encoder, &counters, &rows)?;
         accept_queues(&mut encoder, &rows)?;
         connections(&mut encoder, &rows)
     }
@@ -115,7 +117,8 @@ fn own_work(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<
 }
 
 fn omissions(encoder: &mut DescriptorEncoder<'_>, omitted: Omitted) -> Result<(), Error> {
-    let help = "Services and listeners that have no series, because there are more than this exposition shows";
+    let help =
+        "Services and listeners that have no series, because there are more than this exposition shows";
     let mut family = gauge(encoder, "omitted", help)?;
     for (what, n) in [("services", omitted.services), ("listeners", omitted.listeners)] {
         value(&mut family, &[("what", what)], n as u64)?;
@@ -160,11 +163,28 @@ fn actions(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<(
         ];
         total(&mut family, &labels, *n)?;
     }
-    let help = "Connections that the kernel dropped at a full accept queue, of any listener in the network namespace \
-                of the instance";
+    Ok(())
+}
+
+/// By listener where the probes count them, else the one number that the kernel has for the instance's namespace.
+fn overflows(
+    encoder: &mut DescriptorEncoder<'_>,
+    counters: &Counters,
+    rows: &[Row<'_>],
+) -> Result<(), Error> {
+    let help = "Connections that the kernel dropped at a full accept queue: with a label listener those of that \
+                listener since it is watched, without one those of all listeners in the network namespace of the \
+                instance since that began; an instance has one kind or the other, as probe overflow tells";
     let mut family = counter(encoder, "accept_overflows", help)?;
     for (instance, n) in &counters.accept_overflows {
         total(&mut family, &[("instance", instance)], *n)?;
+    }
+    for row in rows {
+        for listener in &row.listeners {
+            if let Some(n) = listener.counts.as_ref().and_then(|counts| counts.overflows) {
+                total(&mut family, &row.with("listener", &listener.address), n)?;
+            }
+        }
     }
     Ok(())
 }
@@ -178,6 +198,22 @@ fn probes(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Result<(), Er
             &mut family,
             &[("probe", &probe.name)],
             u32::from(probe.state == ProbeState::Ok),
+        )?;
+    }
+    Ok(())
+}
+
+/// What there is one of for each instance.
+fn instances(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Result<(), Error> {
+    let help = "1 when Postfix would live through reading its configuration files as they are now; 0 when a reload by \
+                anybody would stop it";
+    let mut family = gauge(encoder, "config_valid", help)?;
+    let mut seen = BTreeSet::new();
+    for instance in report.instances.iter().filter(|one| seen.insert(&one.id)) {
+        value(
+            &mut family,
+            &[("instance", &instance.id)],
+            u32::from(instance.config_valid),
         )?;
     }
     Ok(())

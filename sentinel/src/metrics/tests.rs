@@ -21,7 +21,7 @@ fn exposition() -> Exposition {
     board.count_transition(&first, "smtp/inet", State::Stressed);
     board.count_reload(&first, ReloadResult::Done);
     board.count_reload(&second, ReloadResult::Failed);
-    board.set_accept_overflows(&first, Some(12));
+    board.set_accept_overflows(&second, Some(12));
     board.set_evictions(Some(Evictions::default()));
     Exposition::new(Arc::new(board))
 }
@@ -75,6 +75,7 @@ fn the_families_are_those_that_were_promised() {
         "accept_queue_high_water",
         "accept_queue_limit",
         "build_info",
+        "config_valid",
         "connection_evictions",
         "connections",
         "early_disconnects",
@@ -146,11 +147,15 @@ fn values_arrive_with_their_labels_and_unknown_ones_are_absent() {
     assert_eq!(of("processes", &[smtpd[0], smtpd[1], ("state", "idle")]), None);
     assert_eq!(of("probe_up", &[("probe", "accept_queue")]), Some(1.0));
     assert_eq!(of("probe_up", &[("probe", "greeting")]), Some(0.0));
-    assert_eq!(
-        of("accept_overflows", &[("instance", "/etc/postfix")]),
-        Some(12.0)
-    );
-    assert_eq!(of("accept_overflows", &[("instance", &hostile)]), None);
+    // One kind or the other: both in one instance would count a drop twice in its sum.
+    let by_listener = |instance| {
+        let (service, listener) = (("service", "smtp/inet"), ("listener", "[::]:25"));
+        of("accept_overflows", &[("instance", instance), service, listener])
+    };
+    assert_eq!(of("accept_overflows", &[("instance", &hostile)]), Some(12.0));
+    assert_eq!(by_listener(&hostile), None);
+    assert_eq!(of("accept_overflows", &[("instance", "/etc/postfix")]), None);
+    assert_eq!(by_listener("/etc/postfix"), Some(8.0));
     assert_eq!(
         of("reloads", &[("instance", "/etc/postfix"), ("result", "done")]),
         Some(1.0)

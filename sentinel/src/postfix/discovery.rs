@@ -2,14 +2,20 @@
 //!
 //! A name proves nothing: a master is a process of root whose executable is called `master` and lies beside an
 //! `smtpd`. Anything weaker would let any user of the machine name the files that we read, and the programs that we
-//! run, as root. For now only our own mount namespace is looked at, where paths mean the same to us as to master;
-//! others are counted as ignored, with the reason.
+//! run, as root. For now only masters are watched to whom paths mean the same as to us: those of our own mount
+//! namespace, and those of another one that shows the same directories. (systemd gives every service with ProtectSystem=
+//! or PrivateTmp= a mount namespace of its own, so this daemon's and Postfix's differ on many machines.) Others are
+//! counted as ignored, with the reason.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use super::Master;
 use super::processes::stat;
@@ -85,8 +91,10 @@ fn examine(proc: &Path, pid: i32, filter: &[PathBuf]) -> Result<Option<Master>, 
         }
         Err(_) => return Ok(None),
     };
-    if fs::read_link(dir.join("ns/mnt")).ok() != fs::read_link(proc.join("self/ns/mnt")).ok() {
-        return Err("it runs in another mount namespace (a container)".into());
+    let apart = fs::read_link(dir.join("ns/mnt")).ok() != fs::read_link(proc.join("self/ns/mnt")).ok();
+    let root = dir.join("root");
+    if apart && !is_our_root(&root) {
+        return Err("it runs in another mount namespace with other files (a container)".into());
     }
     let Some(daemon_dir) = daemon_dir(&exe) else {
         return Ok(None);
@@ -123,10 +131,66 @@ fn examine(proc: &Path, pid: i32, filter: &[PathBuf]) -> Result<Option<Master>, 
         netns: namespace_inode(&link("ns/net")?)
             .ok_or_else(|| format!("/proc/{pid}/ns/net is no namespace"))?,
     };
+    if apart {
+        same_files(&root, &master)?;
+    }
     // Reused or gone while we looked: what was read may be of two processes.
     Ok(stat(proc, pid)
         .is_some_and(|s| s.starttime == master.start_time)
         .then_some(master))
+}
+
+/// Whether `root`, as in /proc/PID/root, is the directory that is our root too.
+fn is_our_root(root: &Path) -> bool {
+    match (fs::metadata(root), fs::metadata("/")) {
+        (Ok(theirs), Ok(ours)) => identity(&theirs) == identity(&ours),
+        _ => false,
+    }
+}
+
+/// Whether the directories of a master stand for the same below its root as for us, and whether its master.cf can be
+/// replaced there: a file that is mounted over it in its mount namespace would lose that mount by our rename, without a
+/// word.
+fn same_files(root: &Path, master: &Master) -> Result<(), String> {
+    let refused = |path: &Path, why: &dyn std::fmt::Display| {
+        format!(
+            "in its mount namespace {} is not what it is in ours: {why}",
+            path.display()
+        )
+    };
+    let root = rustix::fs::open(
+        root,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|error| refused(Path::new("/"), &error))?;
+    for path in [&master.config_dir, &master.queue_dir, &master.daemon_dir] {
+        // Within their root a symbolic link cannot lead to a file of ours that is none of theirs.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let theirs = rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve)
+            .map(File::from)
+            .map_err(|error| refused(path, &error))?;
+        let same = match (theirs.metadata(), fs::metadata(path)) {
+            (Ok(theirs), Ok(ours)) => identity(&theirs) == identity(&ours),
+            _ => false,
+        };
+        if !same {
+            return Err(refused(path, &"another directory"));
+        }
+        if path == &master.config_dir {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::openat2(&theirs, "master.cf", flags, Mode::empty(), ResolveFlags::NO_XDEV);
+            if let Err(Errno::XDEV) = file {
+                return Err(refused(&path.join("master.cf"), &"a mount of its own"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn identity(meta: &fs::Metadata) -> (u64, u64) {
+    (meta.dev(), meta.ino())
 }
 
 fn read(dir: &Path, name: &str) -> Result<Vec<u8>, String> {
@@ -346,6 +410,43 @@ mod tests {
         assert!(reasons[0].contains("mount namespace"), "{reasons:?}");
         assert!(reasons[1].contains("not run as root"), "{reasons:?}");
         assert!(reasons[2].contains("/nowhere/at/all"), "{reasons:?}");
+    }
+
+    #[test]
+    fn another_mount_namespace_with_the_same_files_is_no_container() {
+        let tree = Tree::new();
+        let apart = |root: PathBuf| {
+            move |dir: &Path| {
+                relink(Path::new("mnt:[2]"), dir.join("ns/mnt"));
+                symlink(&root, dir.join("root")).unwrap();
+            }
+        };
+        tree.process(10, 1, 10, apart("/".into()));
+        tree.process(11, 1, 11, apart(tree.path("spool")));
+        let survey = tree.survey(&[]);
+        assert_eq!(survey.masters.iter().map(|m| m.pid).collect::<Vec<_>>(), [10]);
+        assert!(survey.ignored[0].reason.contains("container"), "{survey:?}");
+    }
+
+    #[test]
+    fn directories_that_only_have_the_same_name_are_told_apart() {
+        let tree = Tree::new();
+        tree.process(10, 1, 10, |_| {});
+        let [master] = &tree.survey(&[]).masters[..] else {
+            panic!()
+        };
+        same_files(Path::new("/"), master).unwrap();
+        // A root in which the path leads elsewhere, by a link that would be ours if it were followed from our root.
+        let root = tree.path("root");
+        let fake = root.join(master.config_dir.strip_prefix("/").unwrap());
+        fs::create_dir_all(fake.parent().unwrap()).unwrap();
+        symlink(&master.config_dir, &fake).unwrap();
+        let refused = same_files(&root, master).unwrap_err();
+        assert!(refused.contains("mount namespace"), "{refused}");
+        fs::remove_file(&fake).unwrap();
+        fs::create_dir(&fake).unwrap();
+        let refused = same_files(&root, master).unwrap_err();
+        assert!(refused.contains("another directory"), "{refused}");
     }
 
     #[test]

@@ -71,6 +71,12 @@ impl Names {
         known.or_else(|| self.ports.get(port).copied())
     }
 
+    /// Whether a port is one to every Postfix. Before 3.6 it asked /etc/services alone, which has the names that Postfix
+    /// now brings itself, but not `lmtp`.
+    pub(super) fn has_port_for_sure(&self, port: &str) -> bool {
+        self.port(port).is_some() && (port != "lmtp" || self.ports.contains_key(port))
+    }
+
     /// The addresses of a host given by address or name; empty when the name is not known here.
     pub fn addresses(&self, host: &str) -> Vec<IpAddr> {
         if let Ok(address) = host.parse() {

@@ -4,8 +4,10 @@
 //! are those of master(8) (Postfix src/master/master_ent.c get_master_ent()) and of the daemons' command lines
 //! (src/master/single_server.c), not those of postconf(1), which differs in places. Never writes.
 
+use std::collections::HashSet;
+
 use super::ServiceId;
-use super::endpoint::same_service;
+use super::endpoint::{canonical_name, same_service};
 use super::lines::{self, Logical, is_blank, is_space};
 pub use super::validate::{Problem, validate, validate_with};
 
@@ -106,13 +108,13 @@ impl<'a> MasterCf<'a> {
 
     /// The entries that count, without those that a later duplicate replaces.
     pub fn in_force(&self) -> impl Iterator<Item = &Entry> {
-        let replaced =
-            |at: usize, e: &Entry| self.entries[at + 1..].iter().any(|l| same_service(&l.id, &e.id));
-        self.entries
-            .iter()
-            .enumerate()
-            .filter(move |&(at, e)| !replaced(at, e))
-            .map(|(_, e)| e)
+        let mut seen = HashSet::new();
+        let from_the_end = self.entries.iter().rev();
+        let mut last: Vec<&Entry> = from_the_end
+            .filter(|entry| seen.insert((canonical_name(&entry.id), &entry.id.kind)))
+            .collect();
+        last.reverse();
+        last.into_iter()
     }
 }
 

@@ -99,6 +99,14 @@ pub fn watched(master_cf: &MasterCf<'_>, settings: &Settings, names: &[String]) 
         .collect()
 }
 
+/// Where postscreen listens: the clients of the pass services come in there.
+pub fn screened(master_cf: &MasterCf<'_>, settings: &Settings) -> Vec<Listen> {
+    let screens = master_cf
+        .in_force()
+        .filter(|entry| entry.program() == "postscreen" && entry.id.kind == "inet");
+    screens.flat_map(|entry| listens(&entry.id, settings)).collect()
+}
+
 fn process_limit(entry: &Entry, settings: &Settings) -> Option<ProcessLimit> {
     match entry.maxproc {
         Field::Default => Some(settings.default_process_limit),

@@ -3,12 +3,17 @@
 //!
 //! Refuses at least what master dies of, and a little more: what only postconf(1) refuses, and what only a look-up
 //! outside the file could prove harmless. Entries that master_service_disable turns off are held to the same rules.
+//! One cause of death no reading of a file can foresee: an address or a port that the kernel does not give (another
+//! program has it, or the address is not this machine's). It concerns new listeners only, which no edit of ours adds.
 
 use std::fmt;
 
 use super::endpoint::{Endpoint, Names};
 use super::lines::{self, Logical};
 use super::master_cf::{arguments, next_field};
+
+/// sockaddr_un.sun_path, with the NUL at its end; what is longer is fatal (Postfix src/util/unix_listen.c).
+const SOCKET_PATH_MAX: usize = 107;
 
 /// Something wrong in a file, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +72,8 @@ fn check(logical: &Logical, names: &Names) -> Result<(), String> {
             return Err("inet service cannot be private".into());
         }
         endpoint(name, names)?;
+    } else {
+        socket_name(name, private.unwrap_or(true))?;
     }
     flag("unprivileged", field("unprivileged")?)?;
     flag("chroot", field("chroot")?)?;
@@ -112,7 +119,7 @@ fn number(name: &str, value: &str, digits: &str) -> Result<(), String> {
 
 fn endpoint(name: &str, names: &Names) -> Result<(), String> {
     let endpoint = Endpoint::parse(name).map_err(|error| format!("{error} in \"{name}\""))?;
-    if names.port(endpoint.port).is_none() {
+    if !names.has_port_for_sure(endpoint.port) {
         return Err(format!(
             "unknown service: {}/tcp; write the number of the port",
             endpoint.port
@@ -123,6 +130,19 @@ fn endpoint(name: &str, names: &Names) -> Result<(), String> {
             "host name \"{host}\" would be looked up at reload; write the address"
         )),
         _ => Ok(()),
+    }
+}
+
+/// The name of a service of any other type is that of a file in $queue_directory/private or /public, which master
+/// makes when it reads the entry. A name with a slash may lead to a directory that is there; nothing here can know.
+fn socket_name(name: &str, private: bool) -> Result<(), String> {
+    let directory = if private { "private/" } else { "public/" };
+    if name.contains('/') || name == "." || name == ".." {
+        Err(format!("\"{name}\" is no name for a file in {directory}"))
+    } else if directory.len() + name.len() > SOCKET_PATH_MAX {
+        Err(format!("service name is too long: {} bytes", name.len()))
+    } else {
+        Ok(())
     }
 }
 
@@ -190,6 +210,18 @@ mod tests {
                 "70000 inet n - y - - smtpd",
                 "unknown service: 70000/tcp; write the number of the port",
             ),
+            (
+                "lmtp inet n - y - - smtpd",
+                "unknown service: lmtp/tcp; write the number of the port",
+            ),
+            (
+                "a/b unix - - y - - smtp",
+                "\"a/b\" is no name for a file in private/",
+            ),
+            (
+                ".. fifo n - y - - smtp",
+                "\"..\" is no name for a file in public/",
+            ),
             ("-o stress=yes", "bad transport type: stress=yes"),
         ] {
             let text = format!("{GOOD}{bad}\n");
@@ -205,6 +237,15 @@ mod tests {
         }
         assert!(validate(b"smtp inet n - y - - smtpd -o a=b\0 c\n").is_err());
         assert!(validate(b"sm\xfftp unix n - y - - smtpd\n").is_err());
+    }
+
+    #[test]
+    fn a_socket_has_room_for_so_many_bytes() {
+        let entry = |length, private| format!("{} unix {private} - n - - smtp", "x".repeat(length));
+        for (private, most) in [("-", 99), ("y", 99), ("n", 100)] {
+            assert_eq!(validate(entry(most, private).as_bytes()), Ok(()));
+            assert!(validate(entry(most + 1, private).as_bytes()).is_err());
+        }
     }
 
     #[test]

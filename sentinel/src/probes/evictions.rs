@@ -41,7 +41,10 @@ mod tests {
         evictions.see([u64::from(MAX_SOURCES), 0, 0], u64::MAX);
         assert_eq!(evictions, Evictions::default());
         evictions.see([u64::from(MAX_SOURCES) + 7, 3, 0], u64::from(MAX_CONNECTIONS) + 2);
-        assert_eq!((evictions.v4_hosts, evictions.v4_nets, evictions.connections), (7, 0, 2));
+        assert_eq!(
+            (evictions.v4_hosts, evictions.v4_nets, evictions.connections),
+            (7, 0, 2)
+        );
         evictions.see([u64::from(MAX_SOURCES) + 7, 3, 0], 0);
         assert_eq!(evictions.connections, 2);
     }

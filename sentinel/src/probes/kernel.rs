@@ -12,11 +12,12 @@ use aya::programs::{CgroupAttachMode, ProgramError, RawTracePoint, SockOps};
 use aya::{Ebpf, EbpfLoader};
 use sentinel_ebpf::{AF_INET, AF_INET6, ListenerKey, ListenerStats, PORT_WORDS, SlotId, SourceKind};
 
-use super::capabilities::{Capabilities, Capability};
 use super::error::Error;
 use super::log::Drain;
 use super::offsets;
+use super::overflow::{self, OverflowSource};
 use super::sources::{SourceMaps, Sources};
+use crate::privileges::{Capabilities, Capability};
 use crate::signals::ListenerId;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sentinel-ebpf"));
@@ -100,6 +101,15 @@ impl Kernel {
         }))
     }
 
+    /// Says by which source overflows are counted, or why each of them is not to be had.
+    pub(super) fn attach_overflow(
+        &mut self,
+        sources: &[OverflowSource],
+        capabilities: &Capabilities,
+    ) -> Result<OverflowSource, Vec<(OverflowSource, Error)>> {
+        overflow::attach(&mut self.ebpf, sources, capabilities)
+    }
+
     /// Counts the listener in the slot, from zero.
     pub(super) fn watch(&mut self, listener: &ListenerId, slot: SlotId) -> Result<(), Error> {
         let cpus = self.stats.get(&slot.index(), 0)?.len();
@@ -135,6 +145,11 @@ impl Kernel {
     /// The counts of a slot, one element a CPU.
     pub(super) fn stats(&self, slot: SlotId) -> Result<PerCpuValues<ListenerStats>, Error> {
         Ok(self.stats.get(&slot.index(), 0)?)
+    }
+
+    /// Whether this thread may read the maps at all.
+    pub(super) fn readable(&self) -> bool {
+        self.epoch.get(&0, 0).is_ok()
     }
 
     pub(super) fn set_epoch(&mut self, epoch: u32) -> Result<(), Error> {
@@ -189,7 +204,7 @@ where
     Ok(map.try_into()?)
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Error>
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Error>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {

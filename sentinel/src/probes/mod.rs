@@ -9,32 +9,33 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use crate::privileges::Capabilities;
 use crate::signals::{AcceptQueue, ListenerId};
 use crate::status::{ListenerCounts, Probe, ProbeState};
 
-mod capabilities;
 mod error;
 mod evictions;
 mod high_water;
 mod kernel;
 mod log;
 mod offsets;
+mod overflow;
 mod quantile;
 mod self_test;
 mod slots;
 mod sources;
 mod watched;
 
-pub use capabilities::Capabilities;
 pub use error::Error;
 pub use evictions::Evictions;
+pub use overflow::OverflowSource;
 pub use quantile::quantile_ms;
 pub use sources::{SourcePrefix, Sources};
 
 use high_water::Epochs;
 use kernel::Kernel;
 use slots::Slots;
-use watched::Watched;
+use watched::{Sees, Watched};
 
 /// The running probes, or what is left of them.
 pub struct Probes {
@@ -42,9 +43,8 @@ pub struct Probes {
     kernel: Option<Kernel>,
     log: Option<log::Drain>,
     /// In the order of the probes' names below.
-    health: [Probe; 4],
-    /// Whether the self-test has shown that a new connection carries its listener's queue.
-    sees_queue: bool,
+    health: [Probe; 5],
+    sees: Sees,
     watched: HashMap<ListenerId, Watched>,
     slots: Slots,
     /// None until the first reading brings a time.
@@ -60,6 +60,10 @@ const GREETING: usize = 1;
 const DEPTH: usize = 2;
 /// Warnings of the BPF programs.
 const LOG: usize = 3;
+/// Connections dropped at a full accept queue, by listener: fentry or kprobes.
+const OVERFLOW: usize = 4;
+/// The probes' names, in that order.
+const NAMES: [&str; 5] = ["state", "greeting", "depth", "log", "overflow"];
 
 /// What has been counted of one listener.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,9 +86,14 @@ impl Probes {
     /// Loads and attaches what can be, and tries it on a listener of its own (well under 100 ms in all, plus the time
     /// that reading the kernel's BTF takes).
     pub fn start() -> Self {
+        Self::start_with(&OverflowSource::ALL)
+    }
+
+    /// Tries only these sources of overflows by listener, in this order. For tests, which hold each against the kernel.
+    pub fn start_with(sources: &[OverflowSource]) -> Self {
         let capabilities = Capabilities::of_this_process();
         match Kernel::load(&capabilities) {
-            Ok(kernel) => Self::with(kernel, &capabilities),
+            Ok(kernel) => Self::with(kernel, sources, &capabilities),
             Err(error) => Self::without(error.state(), &error.to_string()),
         }
     }
@@ -94,9 +103,20 @@ impl Probes {
         Self::without(ProbeState::Unsupported, reason)
     }
 
-    /// Health of each probe: "state", "greeting", "depth" and "log".
+    /// Health of each probe: "state", "greeting", "depth", "log" and "overflow".
     pub fn health(&self) -> &[Probe] {
         &self.health
+    }
+
+    /// Whether the calling thread may read the counts, with the capabilities that it has. Without BPF there are none.
+    pub fn readable(&self) -> bool {
+        self.kernel.as_ref().is_none_or(Kernel::readable)
+    }
+
+    /// Whether overflows are counted by listener. If not, there is only the count of a whole network namespace
+    /// ([`crate::signals::overflows`]).
+    pub fn sees_overflows(&self) -> bool {
+        self.sees.overflows
     }
 
     /// Makes `listeners` the ones that are counted: new ones begin at zero, missing ones are forgotten, the rest goes on.
@@ -139,7 +159,7 @@ impl Probes {
         let mut readings = HashMap::with_capacity(self.watched.len());
         for (listener, watched) in &mut self.watched {
             match kernel.stats(watched.slot()) {
-                Ok(stats) => drop(readings.insert(*listener, watched.read(&stats, oldest, self.sees_queue))),
+                Ok(stats) => drop(readings.insert(*listener, watched.read(&stats, oldest, self.sees))),
                 Err(error) => {
                     tracing::warn!(listener = %listener.address, %error, "cannot read the counts of a listener")
                 }
@@ -181,7 +201,7 @@ impl Probes {
         })
     }
 
-    fn with(mut kernel: Kernel, capabilities: &Capabilities) -> Self {
+    fn with(mut kernel: Kernel, sources: &[OverflowSource], capabilities: &Capabilities) -> Self {
         let (log, log_health) = match kernel.take_log() {
             Ok(log) => (Some(log), ok("log")),
             Err(error) => (
@@ -205,6 +225,7 @@ impl Probes {
                 format!("{error}; greeting latency is unknown"),
             ),
         };
+        let overflow = overflow_health(kernel.attach_overflow(sources, capabilities));
         let mut slots = Slots::new();
         let depth = match self_test::run(&mut kernel, &mut slots) {
             Ok(()) => ok("depth"),
@@ -218,8 +239,11 @@ impl Probes {
         Self {
             kernel: Some(kernel),
             log,
-            sees_queue: depth.state == ProbeState::Ok,
-            health: [ok("state"), greeting, depth, log_health],
+            sees: Sees {
+                queue: depth.state == ProbeState::Ok,
+                overflows: overflow.state == ProbeState::Ok,
+            },
+            health: [ok("state"), greeting, depth, log_health, overflow],
             watched: HashMap::new(),
             slots,
             epochs: None,
@@ -228,17 +252,20 @@ impl Probes {
     }
 
     fn without(state: ProbeState, reason: &str) -> Self {
-        let mut health =
-            ["state", "greeting", "depth", "log"].map(|name| broken(name, state, reason.to_owned()));
+        let mut health = NAMES.map(|name| broken(name, state, reason.to_owned()));
         health[STATE].reason = format!("{reason}; early disconnects are not counted");
         health[GREETING].reason = format!("{reason}; greeting latency is unknown");
         health[DEPTH] = broken("depth", ProbeState::Fallback, format!("{reason}; {POLLING}"));
         health[LOG].state = ProbeState::Unsupported;
+        health[OVERFLOW] = broken("overflow", ProbeState::Fallback, format!("{reason}; {NETSTAT}"));
         Self {
             kernel: None,
             log: None,
             health,
-            sees_queue: false,
+            sees: Sees {
+                queue: false,
+                overflows: false,
+            },
             watched: HashMap::new(),
             slots: Slots::new(),
             epochs: None,
@@ -295,6 +322,25 @@ fn add_new(
 }
 
 const POLLING: &str = "the accept queue is polled by sock_diag, and peaks between two looks are missed";
+
+const NETSTAT: &str = "overflows are those of the whole network namespace, by netstat's ListenOverflows";
+
+/// The one probe that says of itself even when it is ok: which of its sources serves.
+fn overflow_health(attached: Result<OverflowSource, Vec<(OverflowSource, Error)>>) -> Probe {
+    match attached {
+        Ok(source) => Probe {
+            reason: format!("counted by listener, by {source}"),
+            ..ok("overflow")
+        },
+        Err(refusals) => {
+            let why: String = refusals
+                .iter()
+                .map(|(source, error)| format!("{source}: {error}; "))
+                .collect();
+            broken("overflow", ProbeState::Fallback, format!("{why}{NETSTAT}"))
+        }
+    }
+}
 
 fn ok(name: &str) -> Probe {
     Probe {
@@ -356,7 +402,9 @@ mod tests {
         assert!(probes.read(crate::clock::now().mono).is_empty());
         assert_eq!(probes.sources(10), Sources::default());
         let names: Vec<&str> = probes.health().iter().map(|probe| probe.name.as_str()).collect();
-        assert_eq!(names, ["state", "greeting", "depth", "log"]);
+        assert_eq!(names, NAMES);
+        assert_eq!(probes.health()[OVERFLOW].state, ProbeState::Fallback);
+        assert!(!probes.sees_overflows());
         assert!(
             probes
                 .health()

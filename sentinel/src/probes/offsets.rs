@@ -1,6 +1,7 @@
 //! Where the fields that the programs read lie in this kernel's structures.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use btf_rs::{Btf, BtfType, Struct, Type};
 use sentinel_ebpf::Offsets;
@@ -9,14 +10,20 @@ use super::Error;
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// The offsets of the running kernel. Parsing its BTF takes 40 to 120 ms.
+/// The offsets of the running kernel. Parsing its BTF takes 40 to 120 ms, and is done once: no process outlives its
+/// kernel.
 pub(super) fn of_running_kernel() -> Result<Offsets, Error> {
+    static KNOWN: OnceLock<Offsets> = OnceLock::new();
+    if let Some(offsets) = KNOWN.get() {
+        return Ok(*offsets);
+    }
     let path = Path::new(VMLINUX);
     let btf = Btf::from_file(path).map_err(|error| Error::NoBtf {
         path: path.to_owned(),
         reason: error.to_string(),
     })?;
-    of(&btf)
+    let offsets = of(&btf)?;
+    Ok(*KNOWN.get_or_init(|| offsets))
 }
 
 fn of(btf: &Btf) -> Result<Offsets, Error> {
@@ -40,6 +47,7 @@ fn of(btf: &Btf) -> Result<Offsets, Error> {
         // The greeting probe has a second source for this one.
         rack_mstamp: offset(btf, "tcp_sock.rack.mstamp").unwrap_or(0),
         net_inum: field("net.ns.inum")?,
+        skb_protocol: field("sk_buff.protocol")?,
     })
 }
 

@@ -13,7 +13,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::kernel::{Kernel, listener_here};
 use super::slots::Slots;
-use super::{Error, ListenerReading, Watched};
+use super::watched::{Sees, Watched};
+use super::{Error, ListenerReading};
 use crate::signals::AcceptQueue;
 
 /// What the listener asks for; below any somaxconn that leaves a mail server working.
@@ -96,7 +97,11 @@ fn wait_for(kernel: &Kernel, slot: SlotId, nth: u32) -> Result<AcceptQueue, Fail
 }
 
 fn read(slot: SlotId, stats: &[ListenerStats]) -> ListenerReading {
-    Watched::new(slot).read(stats, 0, true)
+    let sees = Sees {
+        queue: true,
+        overflows: false,
+    };
+    Watched::new(slot).read(stats, 0, sees)
 }
 
 #[derive(Debug)]

@@ -7,6 +7,15 @@ use super::high_water::HighWater;
 use crate::signals::AcceptQueue;
 use crate::status::ListenerCounts;
 
+/// What the programs count rightly on this kernel; the rest of a reading is left out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sees {
+    /// The self-test has shown that a new connection carries its listener's queue.
+    pub(super) queue: bool,
+    /// A source of overflows by listener is attached.
+    pub(super) overflows: bool,
+}
+
 #[derive(Debug)]
 pub(super) struct Watched {
     slot: SlotId,
@@ -28,8 +37,8 @@ impl Watched {
         self.slot
     }
 
-    /// `oldest` is the first epoch of the last minute; the queue is left out if it cannot be believed.
-    pub(super) fn read(&mut self, cpus: &[ListenerStats], oldest: u32, sees_queue: bool) -> ListenerReading {
+    /// `oldest` is the first epoch of the last minute.
+    pub(super) fn read(&mut self, cpus: &[ListenerStats], oldest: u32, sees: Sees) -> ListenerReading {
         let sum = |count: fn(&ListenerStats) -> u64| cpus.iter().map(count).sum::<u64>();
         // Arrival and retraction may be counted on different CPUs, read one after the other.
         let net = sum(|cpu| cpu.early_queued).saturating_sub(sum(|cpu| cpu.early_queued_retracted));
@@ -45,10 +54,11 @@ impl Watched {
                 connections: sum(|cpu| cpu.connections),
                 early_queued: self.early_queued,
                 early_before_greeting: sum(|cpu| cpu.early_before_greeting),
+                overflows: sees.overflows.then(|| sum(|cpu| cpu.overflows)),
                 greeting_log2_us: log2,
                 greeting_sum_us: sum(|cpu| cpu.greetings_sum_us),
             },
-            queue: if sees_queue {
+            queue: if sees.queue {
                 self.queue(cpus, oldest)
             } else {
                 None
@@ -80,13 +90,22 @@ impl Watched {
 mod tests {
     use super::*;
 
+    const ALL: Sees = Sees {
+        queue: true,
+        overflows: true,
+    };
+    const NOTHING: Sees = Sees {
+        queue: false,
+        overflows: false,
+    };
+
     fn cpu() -> ListenerStats {
         ListenerStats::new(SlotId(0))
     }
 
     #[test]
     fn no_arrival_no_queue() {
-        assert_eq!(Watched::new(SlotId(0)).read(&[cpu(), cpu()], 0, true).queue, None);
+        assert_eq!(Watched::new(SlotId(0)).read(&[cpu(), cpu()], 0, ALL).queue, None);
     }
 
     #[test]
@@ -105,9 +124,10 @@ mod tests {
             last_depth: 1,
             last_limit: 20,
             high_water: 4,
+            overflows: 7,
             ..cpu()
         };
-        let reading = Watched::new(SlotId(0)).read(&[one, two], 0, true);
+        let reading = Watched::new(SlotId(0)).read(&[one, two], 0, ALL);
         assert_eq!(reading.counts.connections, 5);
         assert_eq!(
             reading.queue,
@@ -117,7 +137,9 @@ mod tests {
                 high_water: 9
             })
         );
-        assert_eq!(Watched::new(SlotId(0)).read(&[one, two], 0, false).queue, None);
+        assert_eq!(reading.counts.overflows, Some(7));
+        let reading = Watched::new(SlotId(0)).read(&[one, two], 0, NOTHING);
+        assert_eq!((reading.queue, reading.counts.overflows), (None, None));
     }
 
     #[test]
@@ -127,10 +149,10 @@ mod tests {
             early_queued: 3,
             ..cpu()
         };
-        assert_eq!(watched.read(&[stats], 0, true).counts.early_queued, 3);
+        assert_eq!(watched.read(&[stats], 0, ALL).counts.early_queued, 3);
         stats.early_queued_retracted = 1;
-        assert_eq!(watched.read(&[stats], 0, true).counts.early_queued, 3);
+        assert_eq!(watched.read(&[stats], 0, ALL).counts.early_queued, 3);
         stats.early_queued = 5;
-        assert_eq!(watched.read(&[stats], 0, true).counts.early_queued, 4);
+        assert_eq!(watched.read(&[stats], 0, ALL).counts.early_queued, 4);
     }
 }

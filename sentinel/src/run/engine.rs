@@ -11,7 +11,7 @@ use super::instance::Instance;
 use super::report;
 use super::service::Service;
 use super::turns::Turns;
-use crate::actuator::{Progress, Target};
+use crate::actuator::Progress;
 use crate::clock::{self, Now};
 use crate::config::Config;
 use crate::controller::{Act, Gate, Plan, State, Transition};
@@ -23,6 +23,9 @@ use crate::status::{Board, Mode, Report};
 
 /// Between two ticks. What a quiet tick costs is one small file of /proc per instance.
 pub(super) const TICK: Duration = Duration::from_millis(100);
+
+/// The same while slots are running out: from the threshold to the signal every 10 ms count.
+pub(super) const QUICK_TICK: Duration = Duration::from_millis(20);
 
 /// Between two searches through /proc for masters; one that has died is looked for at once.
 const DISCOVER_EVERY: Duration = Duration::from_secs(5);
@@ -39,6 +42,8 @@ pub(super) struct Engine {
     hands: Hands,
     probes: Probes,
     board: Arc<Board>,
+    /// The names of the capabilities that are left, for the report.
+    capabilities: Vec<String>,
     instances: Vec<Instance>,
     discovered_at: Option<Instant>,
     reported_at: Option<Instant>,
@@ -63,12 +68,19 @@ impl Counted<'_> {
 }
 
 impl Engine {
-    pub(super) fn new(config: Config, hands: Hands, probes: Probes, board: Arc<Board>) -> Self {
+    pub(super) fn new(
+        config: Config,
+        hands: Hands,
+        probes: Probes,
+        board: Arc<Board>,
+        capabilities: Vec<String>,
+    ) -> Self {
         Self {
             config,
             hands,
             probes,
             board,
+            capabilities,
             instances: Vec::new(),
             discovered_at: None,
             reported_at: None,
@@ -93,19 +105,24 @@ impl Engine {
     pub(super) fn tick(&mut self, now: Now) {
         self.discover(now);
         let saw = self.attend_in_turn(now);
-        let due = self
-            .reported_at
-            .is_none_or(|at| now.mono.saturating_duration_since(at) >= REPORT_EVERY);
-        if saw || due {
-            self.watch_listeners();
+        let due = |at: Instant| now.mono.saturating_duration_since(at) >= REPORT_EVERY;
+        if saw || self.reported_at.is_none_or(due) {
             self.reported_at = Some(now.mono);
+            self.watch_listeners();
             self.report(now);
+        }
+        if self.totals_at.is_none_or(due) {
+            self.totals_at = Some(now.mono);
+            self.read_totals();
         }
     }
 
-    /// The last tick took so long.
-    pub(super) fn ticked(&self, took: Duration) {
+    /// How long after a tick that took so long the next one is due.
+    pub(super) fn pause(&self, took: Duration) -> Duration {
         self.board.count_tick(took);
+        let pace = self.instances.iter().map(Instance::pace).min().unwrap_or(TICK);
+        // However much there is to look at, half of the time is others'.
+        pace.saturating_sub(took).max(took.min(TICK / 2))
     }
 
     /// As many instances as the tick has time for. `true` when something new was seen.
@@ -206,22 +223,22 @@ impl Engine {
         }
     }
 
-    /// What the kernel counts for the metrics alone, not for a decision: once a second is often enough.
+    /// What the kernel counts for the metrics alone, not for a decision.
     fn read_totals(&mut self) {
         self.board.set_evictions(self.probes.evictions());
         for instance in &self.instances {
-            self.board
-                .set_accept_overflows(&instance.id, listen_overflows(instance.master.pid).ok());
+            // Either by listener or for the whole namespace, never both: their sum would count drops twice.
+            let of_namespace = if self.probes.sees_overflows() {
+                None
+            } else {
+                listen_overflows(instance.master.pid).ok()
+            };
+            self.board.set_accept_overflows(&instance.id, of_namespace);
         }
     }
 
-    fn report(&mut self, now: Now) {
+    fn report(&self, now: Now) {
         let permitted = self.hands.permitted();
-        let due = |at: Instant| now.mono.saturating_duration_since(at) >= REPORT_EVERY;
-        if self.totals_at.is_none_or(due) {
-            self.totals_at = Some(now.mono);
-            self.read_totals();
-        }
         let instances = self
             .instances
             .iter()
@@ -229,6 +246,7 @@ impl Engine {
         let report = Report {
             version: env!("CARGO_PKG_VERSION").into(),
             mode: self.hands.mode(),
+            capabilities: self.capabilities.clone(),
             probes: self.probes.health().to_vec(),
             instances: instances.collect(),
         };
@@ -239,6 +257,9 @@ impl Engine {
 fn instance_actionable(instance: &Instance, permitted: &Result<(), String>) -> Result<(), String> {
     if !instance.trouble.is_empty() {
         return Err(instance.trouble.clone());
+    }
+    if let Some(broken) = &instance.broken {
+        return Err(broken.clone());
     }
     permitted.clone().and_then(|()| instance.replaceable.clone())
 }
@@ -256,24 +277,47 @@ fn attend(
         verify(instance, hands, false, now);
         return false;
     }
-    if instance.refresh(config, now.mono) && hands.mode() == Mode::Enforce {
-        notice_outside_edits(instance, hands, now);
+    if instance.refresh(config, now.mono) {
+        notice_broken_files(instance, hands, now);
+        if hands.mode() == Mode::Enforce {
+            notice_outside_edits(instance, hands, now);
+        }
+        for index in 0..instance.services.len() {
+            let service = &instance.services[index];
+            if instance.broken.is_none() && service.watched.actionable.is_ok() && !service.in_force() {
+                hands.rehearse(&instance.target(index), now);
+            }
+        }
     }
     instance.count_processes(now.mono);
     if !instance.wants_a_look(config, counted, now.mono) {
         return false;
     }
-    // Read before the sockets are looked at, so that whoever comes in between is counted as still to come.
     let probed = counted.get();
     let found = instance.look(probed, now.mono);
     for (index, found) in found.into_iter().enumerate() {
-        let look = instance.combine(index, found, probed, now.mono);
+        let look = found.combine(&instance.services[index].watched, instance.master.netns, probed);
         instance.services[index].see(look);
         decide(instance, index, hands, now);
         shed(instance, index, hands, config, now);
     }
     verify(instance, hands, true, now);
     true
+}
+
+/// Somebody has broken the configuration, or mended it: an alarm, and its end.
+fn notice_broken_files(instance: &mut Instance, hands: &mut Hands, now: Now) {
+    let broken = hands.deadly(&instance.master);
+    if broken == instance.broken {
+        return;
+    }
+    hands.alarm(&instance.id, broken.as_deref(), now);
+    instance.broken = broken;
+    // A clear that came meanwhile took our lines out, and the master still runs with them.
+    let waiting = instance.broken.is_none() && !instance.services.iter().any(Service::in_force);
+    if waiting && hands.mode() == Mode::Enforce {
+        hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
+    }
 }
 
 /// Somebody took our lines out: their file, their decision. The state follows, and nothing is put back.
@@ -284,7 +328,11 @@ fn notice_outside_edits(instance: &mut Instance, hands: &mut Hands, now: Now) {
         .iter_mut()
         .filter(|service| service.in_force() && !service.lines_in_file)
     {
-        let what = "our lines are no longer in master.cf: somebody else took them out, and they stay out";
+        let what = if instance.broken.is_some() {
+            "our lines are no longer in master.cf, and stay out; the master is told when the file is whole again"
+        } else {
+            "our lines are no longer in master.cf: somebody else took them out, and they stay out"
+        };
         hands.outside_edit(
             &instance.id,
             &service.watched.id,
@@ -349,13 +397,9 @@ fn carry_out(
     hands: &mut Hands,
     now: Now,
 ) {
+    let target = instance.target(index);
     let service = &mut instance.services[index];
     let id = service.watched.id.clone();
-    let target = Target {
-        instance: instance.id.clone(),
-        master: instance.master.clone(),
-        service: id.clone(),
-    };
     let result = match act {
         Act::Trip => hands.trip(&target, &reasons, now),
         Act::Clear => hands.clear(&target, &reasons, now),

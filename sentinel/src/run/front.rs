@@ -2,11 +2,12 @@
 //! with a single-threaded runtime, so that neither can hold up the tick.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::thread::{self, JoinHandle};
 
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -21,33 +22,43 @@ pub(super) struct Front {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Everything that can fail, done before the daemon says that it runs.
-struct Bound {
+/// Everything that can fail, or that takes a privilege, done before the daemon says that it runs. No thread yet.
+pub(super) struct Bound {
+    runtime: Runtime,
+    sockets: Sockets,
+}
+
+struct Sockets {
     http: Option<metrics::http::Server>,
     control: control::Server,
     stops: [Signal; 2],
     hangup: Signal,
 }
 
-impl Front {
-    /// Binds the sockets and serves them. `stopped` gets the name of the signal that is to end the daemon.
-    pub(super) fn start(
-        listen: Option<SocketAddr>,
-        control_socket: PathBuf,
-        board: Arc<Board>,
-        stopped: SyncSender<&'static str>,
-    ) -> Result<Self, RunError> {
+impl Bound {
+    /// Binds the sockets. From here on clients can connect, and wait for [`Bound::serve`].
+    pub(super) fn bind(listen: Option<SocketAddr>, control_socket: &Path) -> Result<Self, RunError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(RunError::Runtime)?;
-        let bound = runtime.block_on(bind(listen, &control_socket))?;
+        let sockets = runtime.block_on(bind(listen, control_socket))?;
+        Ok(Self { runtime, sockets })
+    }
+
+    /// Serves, on a thread of its own. `stopped` gets the name of the signal that is to end the daemon.
+    pub(super) fn serve(
+        self,
+        board: Arc<Board>,
+        stopped: SyncSender<&'static str>,
+    ) -> Result<Front, RunError> {
+        let Self { runtime, sockets } = self;
         let (stop, asked) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("front".into())
-            .spawn(move || runtime.block_on(serve(bound, board, stopped, asked)))
+            .spawn(move || runtime.block_on(serve(sockets, board, stopped, asked)))
             .map_err(RunError::Runtime)?;
-        Ok(Self {
+        Ok(Front {
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -65,7 +76,7 @@ impl Drop for Front {
     }
 }
 
-async fn bind(listen: Option<SocketAddr>, control_socket: &std::path::Path) -> Result<Bound, RunError> {
+async fn bind(listen: Option<SocketAddr>, control_socket: &Path) -> Result<Sockets, RunError> {
     // Before anything else: from here on SIGTERM means "give back and stop".
     let on = |kind| signal(kind).map_err(RunError::Runtime);
     let stops = [on(SignalKind::terminate())?, on(SignalKind::interrupt())?];
@@ -78,7 +89,7 @@ async fn bind(listen: Option<SocketAddr>, control_socket: &std::path::Path) -> R
     if let Some(http) = &http {
         tracing::info!("metrics on http://{}/metrics", http.address());
     }
-    Ok(Bound {
+    Ok(Sockets {
         http,
         control,
         stops,
@@ -87,17 +98,17 @@ async fn bind(listen: Option<SocketAddr>, control_socket: &std::path::Path) -> R
 }
 
 async fn serve(
-    bound: Bound,
+    sockets: Sockets,
     board: Arc<Board>,
     stopped: SyncSender<&'static str>,
     mut asked: oneshot::Receiver<()>,
 ) {
-    let Bound {
+    let Sockets {
         http,
         control,
         stops: [mut terminate, mut interrupt],
         mut hangup,
-    } = bound;
+    } = sockets;
     let http = async {
         match http {
             Some(http) => http.serve(Arc::clone(&board), clock::now).await,

@@ -12,7 +12,7 @@ use crate::actuator::{
 };
 use crate::clock::Now;
 use crate::controller::{State, Transition};
-use crate::postfix::ServiceId;
+use crate::postfix::{Master, ServiceId};
 use crate::shed::Offender;
 use crate::sock_diag::SockDiag;
 use crate::status::{Board, Mode, Probe, ProbeState, ReloadResult};
@@ -57,6 +57,15 @@ impl Hands {
             Mode::Observe => {
                 Err("observe mode: stress mode would be switched on now; set act.mode = \"enforce\" to have it so".into())
             }
+        }
+    }
+
+    /// Has the questions of a trip asked beforehand; what they would say against it is told when it matters.
+    pub(super) fn rehearse(&mut self, target: &Target, now: Now) {
+        if self.mode == Mode::Enforce
+            && let Err(error) = self.actuator.rehearse(target, now)
+        {
+            tracing::warn!(instance = %target.instance, service = %target.service, "a trip would fail: {error}");
         }
     }
 
@@ -220,6 +229,36 @@ impl Hands {
         self.actuator.record(HistoryEntry {
             reasons: vec![what.to_owned()],
             ..entry(Kind::OutsideEdit, instance, service, now)
+        });
+    }
+
+    /// What would stop this Postfix if it read its configuration files as they are now; `None` if it would live.
+    pub(super) fn deadly(&self, master: &Master) -> Option<String> {
+        self.actuator
+            .reloadable(master)
+            .err()
+            .map(|error| error.to_string())
+    }
+
+    /// The alarm over configuration files that would stop Postfix, and its end. It is nobody's act of ours, so it has no
+    /// outcome; and it counts until the files are whole, so its metric is a state and no counter.
+    pub(super) fn alarm(&mut self, instance: &str, broken: Option<&str>, now: Now) {
+        let sentence = match broken {
+            Some(sentence) => {
+                tracing::error!(%instance, "{sentence}");
+                sentence
+            }
+            None => {
+                let sentence = "the configuration files are whole again: Postfix would live through a reload";
+                tracing::warn!(%instance, "{sentence}");
+                sentence
+            }
+        };
+        self.actuator.record(HistoryEntry {
+            instance: Some(instance.to_owned()),
+            reasons: vec![sentence.to_owned()],
+            detail: json!({ "config_valid": broken.is_none() }),
+            ..HistoryEntry::new(now.wall, Kind::OutsideEdit)
         });
     }
 

@@ -1,9 +1,10 @@
 //! The daemon: wires the rooms together, ticks, and stops in good order.
 //!
 //! Two threads: this one runs the engine, which may block on an act; the other one the front, which must not
-//! keep a scrape waiting.
+//! keep a scrape waiting. The second is made when the capabilities have been dropped, and so never had them.
 
 mod engine;
+mod eyes;
 mod front;
 mod hands;
 mod instance;
@@ -16,14 +17,16 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 
-use self::engine::{Engine, TICK};
-use self::front::Front;
+use self::engine::Engine;
+use self::front::Bound;
 use self::hands::Hands;
 use crate::actuator::{ActError, Actuator, ReloadMode};
 use crate::clock;
 use crate::config::{ActMode, Config, Reload};
 use crate::control::ControlError;
 use crate::metrics::http::HttpError;
+use crate::notify::Supervisor;
+use crate::privileges;
 use crate::probes::Probes;
 use crate::status::{Board, Mode};
 
@@ -36,6 +39,8 @@ pub enum RunError {
     Control(#[from] ControlError),
     #[error(transparent)]
     Http(#[from] HttpError),
+    #[error(transparent)]
+    Privileges(#[from] privileges::Error),
     #[error("cannot start a thread or an event loop: {0}; raise the process and file limits of this service")]
     Runtime(io::Error),
 }
@@ -51,18 +56,24 @@ pub fn daemon(config: Config, dry_run: bool) -> Result<(), RunError> {
     let actuator = Actuator::open(&config.paths.state_dir, reload_mode(&config))?;
     let board = Arc::new(Board::new(clock::now().mono));
     let (stop, stopped) = sync_channel(1);
-    let front = Front::start(
-        config.metrics.listen,
-        config.paths.control_socket(),
-        Arc::clone(&board),
-        stop,
-    )?;
+    // All that takes a privilege which is not kept comes before the drop, and every thread after it.
+    let bound = Bound::bind(config.metrics.listen, &config.paths.control_socket())?;
     tracing::info!(?mode, version = env!("CARGO_PKG_VERSION"), "smtp-sentinel starts");
+    let probes = Probes::start();
+    let kept = privileges::drop_to(privileges::circumstances(&config), || probes.readable())?;
+    let kept = privileges::names(kept);
+    tracing::info!(
+        "capabilities kept: {}; all others are dropped for good",
+        kept.join(" ")
+    );
+    let front = bound.serve(Arc::clone(&board), stop)?;
     let hands = Hands::new(mode, actuator, Arc::clone(&board));
-    let mut engine = Engine::new(config, hands, Probes::start(), board);
+    let mut engine = Engine::new(config, hands, probes, board, kept);
     engine.begin(clock::now());
-    let signal = run(&mut engine, &stopped);
+    let mut supervisor = Supervisor::of_this_process();
+    let signal = run(&mut engine, &mut supervisor, &stopped);
     tracing::info!("{signal}: giving back and stopping");
+    supervisor.stopping();
     engine.end(clock::now());
     drop(front);
     Ok(())
@@ -77,13 +88,14 @@ pub fn reload_mode(config: &Config) -> ReloadMode {
 }
 
 /// Ticks until told to stop, and returns why.
-fn run(engine: &mut Engine, stopped: &Receiver<&'static str>) -> &'static str {
+fn run(engine: &mut Engine, supervisor: &mut Supervisor, stopped: &Receiver<&'static str>) -> &'static str {
     loop {
         let began = clock::now();
         engine.tick(began);
-        let took = clock::now().mono.saturating_duration_since(began.mono);
-        engine.ticked(took);
-        match stopped.recv_timeout(TICK.saturating_sub(took)) {
+        let ended = clock::now().mono;
+        supervisor.ticked(ended);
+        let took = ended.saturating_duration_since(began.mono);
+        match stopped.recv_timeout(engine.pause(took)) {
             Ok(signal) => return signal,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return "the front has ended",

@@ -17,6 +17,7 @@ pub(super) fn instance(instance: &Instance, actionable: &Result<(), String>) -> 
         postfix_version: instance.version.clone(),
         actionable: actionable.is_ok(),
         reason: actionable.as_ref().err().cloned().unwrap_or_default(),
+        config_valid: instance.broken.is_none(),
         services: instance.services.iter().map(service).collect(),
     }
 }

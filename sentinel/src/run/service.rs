@@ -12,9 +12,9 @@ use crate::postfix::services::WatchedService;
 use crate::shed::Situation;
 use crate::signals::service::{ListenerLook, Look, ServiceSignals, Slots};
 use crate::signals::{ListenerId, ProcessLimit, Reading, Sample};
-use crate::sock_diag::{Connection, ListenSocket};
+use crate::sock_diag::Connection;
 
-/// How often the connections of a service are asked for although nobody can be there.
+/// How often the kernel is asked for the connections of a service although nobody can be there.
 const WALK_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(super) struct Service {
     /// Our lines were on the entry when master.cf was last read.
     pub(super) lines_in_file: bool,
     pub(super) shedding: Shedding,
-    /// When its connections were last asked for.
+    /// When the kernel was last asked for its connections.
     pub(super) walked_at: Option<Instant>,
 }
 
@@ -57,7 +57,7 @@ impl Service {
             seen: None,
             under_way: None,
             lines_in_file: false,
-            shedding: Shedding::default(),
+            shedding: Shedding::new(config.detect.dwell),
             walked_at: None,
         }
     }
@@ -95,19 +95,13 @@ impl Service {
         (!seen.listeners.is_empty()).then_some(most)
     }
 
-    /// Whether there can be no connection to `listeners`, so that the kernel need not be asked: none was there at the
-    /// last look, and none has come since.
-    pub(super) fn is_empty(&self, listeners: &[ListenSocket], probed: &Probed, now: Instant) -> bool {
+    /// Whether there can be no connection, so that the kernel need not be asked: there was none at the last look, and
+    /// none has come since.
+    pub(super) fn is_vacant(&self, probed: &Probed, now: Instant) -> bool {
         let recent = |at: Instant| now.saturating_duration_since(at) < WALK_EVERY;
-        let same = |seen: &Seen| {
-            let known = seen.listeners.iter().map(|one| (one.socket.address, one.socket.inode));
-            known.eq(listeners.iter().map(|one| (one.address, one.inode)))
-        };
+        let empty = |seen: &Seen| seen.connections.is_empty();
         self.walked_at.is_some_and(recent)
-            && self
-                .seen
-                .as_ref()
-                .is_some_and(|seen| same(seen) && seen.connections.is_empty())
+            && self.seen.as_ref().is_some_and(empty)
             && self.busy_at_most(probed) == Some(0)
     }
 

@@ -40,18 +40,17 @@ pub(super) struct Tally {
     pub(super) addresses: Vec<IpAddr>,
 }
 
-impl Default for Shedding {
-    fn default() -> Self {
+impl Shedding {
+    /// `dwell` is the calm that has to last before stress mode is let go.
+    pub(super) fn new(dwell: Duration) -> Self {
         Self {
             limits: Err("the limits of stress mode have not been read yet".into()),
             trusted: Trusted::default(),
-            ledger: Ledger::default(),
+            ledger: Ledger::new(dwell),
             tally: None,
         }
     }
-}
 
-impl Shedding {
     /// Reads what the configuration of the service says.
     pub(super) fn configure(&mut self, postconf: Option<&Postconf>, config_dir: &Path, entry: &Entry) {
         let Some(postconf) = postconf else {

@@ -7,9 +7,6 @@ use super::{GRACE, Limits, Offender, Reason, Situation, patience};
 use crate::signals::connections::{Turn, turn};
 use crate::sock_diag::Connection;
 
-/// Sessions that only the limits of stress mode have ended are counted over this long.
-const ENDED_OVER: Duration = Duration::from_secs(45);
-
 /// Reply to NOOP and RSET: `250 2.0.0 Ok` (Postfix src/smtpd/smtpd.c, noop_cmd() and rset_cmd()). MAIL and RCPT get one
 /// of the same length, to a command that is longer than [`JUNK_COMMAND_MAX`].
 const OK_REPLY: u64 = 14;
@@ -21,8 +18,10 @@ const JUNK_COMMAND_MAX: u64 = 13;
 const RECORD_OVERHEAD: [u64; 3] = [0, 22, 29];
 
 /// Of one service.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ledger {
+    /// Sessions that only the limits of stress mode have ended are counted over this long.
+    counted_over: Duration,
     tracks: HashMap<[u8; 8], Track>,
     /// When a session ended that only stress mode's limits have ended, by smtpd or by us.
     ended: VecDeque<Instant>,
@@ -40,6 +39,16 @@ struct Track {
 }
 
 impl Ledger {
+    /// Counts over one and a half times `dwell`, the calm that has to last before stress mode is let go: an attack that
+    /// has stopped is out of the count by then, one that pulses is not.
+    pub fn new(dwell: Duration) -> Self {
+        Self {
+            counted_over: dwell * 3 / 2,
+            tracks: HashMap::new(),
+            ended: VecDeque::new(),
+        }
+    }
+
     /// Takes the accepted connections of this look in; forgets those that are gone, and counts those that only stress
     /// mode can have ended.
     pub fn see(&mut self, now: Instant, connections: &[Connection], limits: &Limits) {
@@ -65,7 +74,7 @@ impl Ledger {
         while self
             .ended
             .front()
-            .is_some_and(|at| now.saturating_duration_since(*at) > ENDED_OVER)
+            .is_some_and(|at| now.saturating_duration_since(*at) > self.counted_over)
         {
             self.ended.pop_front();
         }
@@ -107,7 +116,7 @@ impl Ledger {
 
     /// Sessions a second that only stress mode's limits have ended of late.
     pub fn ended_per_s(&self) -> f64 {
-        self.ended.len() as f64 / ENDED_OVER.as_secs_f64()
+        self.ended.len() as f64 / self.counted_over.as_secs_f64()
     }
 }
 

@@ -1,7 +1,8 @@
 //! Connections that the kernel dropped because an accept queue was full.
 //!
 //! ListenOverflows of /proc/PID/net/netstat: exact, but for the whole network namespace of that process, and late:
-//! the queue is full before the first one is counted.
+//! the queue is full before the first one is counted. The probe "overflow" counts the same by listener, where the kernel
+//! lets it; this stands in where it does not.
 
 use std::{fs, io};
 

@@ -30,6 +30,8 @@ pub struct Look {
     pub listeners: Vec<ListenerLook>,
     /// Why there are no listeners to look at; empty when there are.
     pub no_listeners: String,
+    /// The queue of the socket through which postscreen hands connections over, for a pass service.
+    pub handover: Option<Reading<AcceptQueue>>,
 }
 
 /// How the busy slots of the service can be seen.
@@ -37,7 +39,7 @@ pub struct Look {
 pub enum Slots {
     /// By the accepted connections of its listeners.
     Connections(Reading<Vec<Connection>>),
-    /// By the lock that idle processes wait for (`pass` services: another process has accepted the connection).
+    /// By the lock that idle processes wait for, where the sockets cannot be seen: how many, not what they do.
     BusyByLock(Reading<u32>),
 }
 
@@ -91,6 +93,13 @@ impl ServiceSignals {
     }
 
     fn queue(&mut self, look: &Look) -> Reading<AcceptQueue> {
+        if let Some(handover) = &look.handover {
+            let polled = &mut self.polled_depth;
+            return handover.clone().map(|queue| AcceptQueue {
+                high_water: polled.see(look.at, queue.depth),
+                ..queue
+            });
+        }
         let Some(fullest) = look
             .listeners
             .iter()
@@ -178,7 +187,7 @@ fn slots(look: &Look) -> (Reading<u32>, Reading<Holders>) {
         }
         Slots::BusyByLock(busy) => (
             busy.clone(),
-            Reading::unavailable("another process has accepted the connections of a pass service"),
+            Reading::unavailable("the sockets of the service cannot be seen"),
         ),
     }
 }

@@ -40,7 +40,8 @@ pub struct Counters {
     pub reloads: BTreeMap<(String, ReloadResult), u64>,
     /// Connections closed, by instance, service and the limit that they broke.
     pub sheds: BTreeMap<(String, String, Reason), u64>,
-    /// By instance: ListenOverflows of its network namespace, since that began. Absent while not known.
+    /// By instance: ListenOverflows of its network namespace, since that began. Absent while not known, and where the
+    /// probes count by listener.
     pub accept_overflows: BTreeMap<String, u64>,
     pub ticks: Ticks,
     /// How often an instance had to wait for a later tick, because the others took all the time of this one.
@@ -138,7 +139,8 @@ impl Board {
         *self.lock().counters.sheds.entry(key).or_insert(0) += 1;
     }
 
-    /// Says what ListenOverflows of the network namespace of `instance` stands at; `None` when that cannot be read.
+    /// Says what ListenOverflows of the network namespace of `instance` stands at; `None` when that cannot be read, or
+    /// is not wanted because the listeners have counts of their own.
     pub fn set_accept_overflows(&self, instance: &str, total: Option<u64>) {
         let overflows = &mut self.lock().counters.accept_overflows;
         match total {

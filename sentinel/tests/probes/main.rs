@@ -8,6 +8,7 @@
 mod early;
 mod greeting;
 mod harness;
+mod overflow;
 mod queue;
 mod sources;
 mod watch;

@@ -2,15 +2,13 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
-use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 
-use nix::sched::{CloneFlags, unshare};
 use smtp_sentinel::signals::AcceptQueue;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::harness::{Server, connect, greet, probes, read, read_when, reset};
+use crate::harness::{Server, connect, enter_own_netns, fact, greet, probes, read, read_when, reset};
 use smtp_sentinel::probes::ListenerReading;
 
 #[test]
@@ -30,6 +28,15 @@ fn ten_queued_connections_are_a_high_water_mark_of_ten() {
         })
     );
     assert_eq!(server.queues_by_ss(), [(10, 16)]);
+    let (depth, limit) = server.queues_by_ss()[0];
+    fact(
+        "accept queue, depth of limit",
+        reading
+            .queue
+            .map(|queue| format!("{} of {}", queue.depth, queue.limit))
+            .unwrap(),
+        format!("{depth} of {limit}"),
+    );
 
     let accepted: Vec<TcpStream> = (0..10).map(|_| server.accept()).collect();
     let last = server.connect();
@@ -106,8 +113,9 @@ fn connections_on_all_cpus_are_counted_once_each() {
     let reading = read_when(&mut probes, server.id, |reading| {
         reading.counts.connections == 400
     });
-    assert_eq!(reading.queue.unwrap().high_water, 400);
-    assert_eq!(server.queues_by_ss()[0].0, 400);
+    let (high_water, depth) = (reading.queue.unwrap().high_water, server.queues_by_ss()[0].0);
+    assert_eq!((high_water, depth), (400, 400));
+    fact("high water of 4 x 100 connections at once", high_water, depth);
 }
 
 #[test]
@@ -215,14 +223,7 @@ fn a_listener_in_another_network_namespace_is_told_apart() {
     let (to_test, from_thread) = mpsc::channel();
     let (to_thread, from_test) = mpsc::channel::<()>();
     let thread = thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        assert!(
-            Command::new("ip")
-                .args(["link", "set", "lo", "up"])
-                .status()
-                .unwrap()
-                .success()
-        );
+        enter_own_netns();
         let there = Server::at((Ipv4Addr::LOCALHOST, port).into(), 16, Protocol::TCP);
         to_test.send(there.id).unwrap();
         from_test.recv().unwrap();

@@ -20,8 +20,8 @@ use sentinel_lab::stand_in::{Accepts, Programs, Role, StandIn};
 use sentinel_lab::{Lab, usage::Usage};
 use serde::Serialize;
 
-/// Each figure is taken over this many seconds, unless the command line says otherwise: a clock tick is a six-thousandth of it.
-const OVER: u64 = 60;
+/// Each figure is taken over this long: a clock tick is a sixty-thousandth of it.
+const OVER: Duration = Duration::from_secs(60);
 
 /// After the start, and after the load has come: what is paid once is not what is paid always.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -43,11 +43,9 @@ fn main() -> Result<()> {
     let (Some(json), Some(markdown)) = (arguments.next(), arguments.next()) else {
         anyhow::bail!("usage: cost JSON MARKDOWN");
     };
-    let over = arguments.next().map_or(Ok(OVER), |text| text.to_string_lossy().parse())?;
-    let over = Duration::from_secs(over);
     require_root()?;
-    let mut figures = idle(over)?;
-    figures.extend(busy(over)?);
+    let mut figures = idle()?;
+    figures.extend(busy()?);
     let table = table(&figures)?;
     println!("{table}");
     fs::write(&json, serde_json::to_vec_pretty(&figures)?)?;
@@ -57,119 +55,108 @@ fn main() -> Result<()> {
 }
 
 /// One real Postfix, and nobody who connects.
-fn idle(over: Duration) -> Result<Vec<Figure>> {
+fn idle() -> Result<Vec<Figure>> {
     let lab = Lab::new()?;
     let sentinel = Sentinel::install(&lab)?;
     let daemon = sentinel.start()?;
     std::thread::sleep(SETTLE);
-    let (share, after) = cpu_share(&daemon, over)?;
+    let (share, after) = cpu_share(&daemon)?;
     Ok(vec![
         figure("CPU, idle", share * 100.0, "% of a core", Some(0.2)),
-        figure("resident memory, idle", mib(after.resident_bytes), "MiB", Some(20.0)),
-        figure("memory of the BPF maps, in the kernel", mib(map_bytes(daemon.pid())?), "MiB", None),
+        figure(
+            "resident memory, idle",
+            mib(after.resident_bytes),
+            "MiB",
+            Some(20.0),
+        ),
+        figure(
+            "memory of the BPF maps, in the kernel",
+            mib(map_bytes(daemon.pid())?),
+            "MiB",
+            None,
+        ),
     ])
 }
 
 /// Five thousand sessions a second that connect, read the greeting and leave. The server is a stand-in, as no Postfix on a
 /// small machine serves so many; the clients are packets, so that no program runs for their end of a connection.
-fn busy(over: Duration) -> Result<Vec<Figure>> {
+fn busy() -> Result<Vec<Figure>> {
     let base = tempfile::tempdir()?;
     let (server, clients) = (Namespace::new()?, Namespace::new()?);
     packets::join(&server, &clients)?;
     let role = Role {
         listens: vec![format!("{SERVER}:25").parse()?],
-        smtpds: 100,
+        smtpds: 20,
         limit: 100,
         connections: 0,
         accepts: Accepts::AndServes,
     };
     let programs = Programs::install(base.path())?;
     let postfix = StandIn::start(&server, &programs, base.path(), &role)?;
-    let sentinel = Sentinel::install_for(base.path(), &[postfix.config_dir().to_owned()], &Settings::default())?;
+    let sentinel = Sentinel::install_for(
+        base.path(),
+        &[postfix.config_dir().to_owned()],
+        &Settings::default(),
+    )?;
     let daemon = sentinel.start()?;
     wait_until("the listener to be watched", SETTLE, || {
         Ok(daemon.metrics()?.sum(CONNECTIONS, &[]).is_some())
     })?;
-    let mut figures = Vec::new();
-    for (addresses, names) in [(1000, &KNOWN), (u32::MAX, &STRANGERS)] {
-        let crowd = Crowd {
+    let crowd = Packets::start(
+        &server,
+        &clients,
+        Crowd {
             manners: Manners::Polite,
             count: u64::MAX,
             per_second: PER_SECOND,
-            addresses,
             stride: 1,
-        };
-        let crowd = Packets::start(&server, &clients, crowd)?;
-        std::thread::sleep(SETTLE);
-        figures.extend(under_load(&daemon, crowd, names, over)?);
-    }
-    Ok(figures)
-}
-
-/// What the figures under one kind of load are called.
-struct Names {
-    sessions: &'static str,
-    cpu: &'static str,
-    resident: &'static str,
-    runs: [&'static str; 2],
-    time: [&'static str; 2],
-    both: &'static str,
-}
-
-const KNOWN: Names = Names {
-    sessions: "sessions from 1,000 addresses",
-    cpu: "CPU at that rate",
-    resident: "resident memory at that rate",
-    runs: ["BPF runs a session, probe `state`", "BPF runs a session, probe `greeting`"],
-    time: ["BPF time a session, probe `state`", "BPF time a session, probe `greeting`"],
-    both: "BPF time a session, both probes",
-};
-
-const STRANGERS: Names = Names {
-    sessions: "sessions, each from an address never seen",
-    cpu: "CPU at that rate, new addresses",
-    resident: "resident memory at that rate, new addresses",
-    runs: ["BPF runs a session, `state`, new addresses", "BPF runs a session, `greeting`, new addresses"],
-    time: ["BPF time a session, `state`, new addresses", "BPF time a session, `greeting`, new addresses"],
-    both: "BPF time a session, both probes, new addresses",
-};
-
-fn under_load(daemon: &Daemon<'_>, crowd: Packets, names: &Names, over: Duration) -> Result<Vec<Figure>> {
+        },
+    )?;
+    std::thread::sleep(SETTLE);
     let statistics = enable_stats(Stats::RunTime).context("the kernel's statistics of BPF programs")?;
-    let (tally, runs) = (crowd.tally(), Runs::of(daemon.pid())?);
-    let (share, usage) = cpu_share(daemon, over)?;
-    let (tally, runs) = (crowd.tally().finished - tally.finished, Runs::of(daemon.pid())?.since(&runs));
+    let before = (crowd.tally(), Runs::of(daemon.pid())?);
+    let (share, after) = cpu_share(&daemon)?;
+    let (tally, programs) = (crowd.stop()?, Runs::of(daemon.pid())?);
     drop(statistics);
-    crowd.stop()?;
 
-    let served = tally as f64;
-    let rate = served / over.as_secs_f64();
+    let served = (tally.finished - before.0.finished) as f64;
+    let rate = served / OVER.as_secs_f64();
     ensure!(
         rate > 0.9 * PER_SECOND as f64,
         "only {rate:.0} sessions a second were served: the machine is too busy to measure on"
     );
-    let mut figures = vec![
-        figure(names.sessions, rate, "a second", None),
-        figure(names.cpu, share * 100.0, "% of a core", Some(5.0)),
-        figure(names.resident, mib(usage.resident_bytes), "MiB", None),
-    ];
-    let mut both = 0.0;
-    for (at, program) in ["state", "greeting"].into_iter().enumerate() {
-        let (runs, time) = runs.0.get(program).copied().unwrap_or_default();
-        let time = time.as_nanos() as f64 / served;
-        both += time;
-        figures.push(figure(names.runs[at], runs as f64 / served, "", None));
-        figures.push(figure(names.time[at], time, "ns", None));
-    }
-    figures.push(figure(names.both, both, "ns", Some(1500.0)));
-    Ok(figures)
+    let run = |name: &str| {
+        let (runs, time) = programs.since(&before.1, name);
+        (runs as f64 / served, time.as_nanos() as f64 / served)
+    };
+    let (state, greeting) = (run("state"), run("greeting"));
+    Ok(vec![
+        figure("sessions served", rate, "a second", None),
+        figure("CPU at that rate", share * 100.0, "% of a core", Some(5.0)),
+        figure(
+            "resident memory at that rate",
+            mib(after.resident_bytes),
+            "MiB",
+            None,
+        ),
+        figure("BPF runs a connection, probe `state`", state.0, "", None),
+        figure("BPF runs a connection, probe `greeting`", greeting.0, "", None),
+        figure("BPF time a connection, probe `state`", state.1, "ns", None),
+        figure("BPF time a connection, probe `greeting`", greeting.1, "ns", None),
+        figure(
+            "BPF time a connection, both",
+            state.1 + greeting.1,
+            "ns",
+            Some(1500.0),
+        ),
+    ])
 }
 
 const CONNECTIONS: &str = "smtp_sentinel_connections_total";
 
-fn cpu_share(daemon: &Daemon<'_>, over: Duration) -> Result<(f64, Usage)> {
+fn cpu_share(daemon: &Daemon<'_>) -> Result<(f64, Usage)> {
     let (before, start) = (daemon.usage()?, clock::now());
-    std::thread::sleep(over);
+    std::thread::sleep(OVER);
     let (after, took) = (daemon.usage()?, start.elapsed());
     Ok(((after.cpu - before.cpu).as_secs_f64() / took.as_secs_f64(), after))
 }
@@ -192,13 +179,10 @@ impl Runs {
         Ok(Self(programs))
     }
 
-    fn since(mut self, before: &Self) -> Self {
-        for (name, (runs, time)) in &mut self.0 {
-            let (runs_before, time_before) = before.0.get(name).copied().unwrap_or_default();
-            *runs -= runs_before;
-            *time -= time_before;
-        }
-        self
+    fn since(&self, before: &Self, name: &str) -> (u64, Duration) {
+        let of = |programs: &Self| programs.0.get(name).copied().unwrap_or_default();
+        let ((runs, time), (runs_before, time_before)) = (of(self), of(before));
+        (runs - runs_before, time - time_before)
     }
 }
 
@@ -208,7 +192,9 @@ fn fdinfo(pid: u32, name: &str) -> Result<Vec<u64>> {
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
         // A descriptor may be closed meanwhile.
         let text = fs::read_to_string(entry?.path()).unwrap_or_default();
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         found.extend(value.and_then(|value| value.trim().parse::<u64>().ok()));
     }
     Ok(found)
@@ -219,7 +205,10 @@ fn map_bytes(pid: u32) -> Result<u64> {
     let mut sum = 0;
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
         let text = fs::read_to_string(entry?.path()).unwrap_or_default();
-        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+        let field = |name: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
+        };
         if field("map_id:").is_some() {
             sum += field("memlock:").unwrap_or(0);
         }
@@ -241,7 +230,10 @@ fn mib(bytes: u64) -> f64 {
 }
 
 fn table(figures: &[Figure]) -> Result<String> {
-    let mut text = format!("{}\n\n| figure | measured | at most | holds |\n|---|---|---|---|\n", machine()?);
+    let mut text = format!(
+        "{}\n\n| figure | measured | at most | holds |\n|---|---|---|---|\n",
+        machine()?
+    );
     for Figure {
         name,
         measured,
@@ -249,9 +241,18 @@ fn table(figures: &[Figure]) -> Result<String> {
         bound,
     } in figures
     {
-        let number = |value: f64| if value < 10.0 { format!("{value:.2}") } else { format!("{value:.0}") };
+        let number = |value: f64| {
+            if value < 10.0 {
+                format!("{value:.2}")
+            } else {
+                format!("{value:.0}")
+            }
+        };
         let (most, holds) = match bound {
-            Some(bound) => (format!("{bound} {unit}"), if measured <= bound { "yes" } else { "**no**" }),
+            Some(bound) => (
+                format!("{bound} {unit}"),
+                if measured <= bound { "yes" } else { "**no**" },
+            ),
             None => (String::new(), ""),
         };
         text += &format!("| {name} | {} {unit} | {most} | {holds} |\n", number(*measured));
@@ -262,7 +263,9 @@ fn table(figures: &[Figure]) -> Result<String> {
 /// Without its name, which says nothing.
 fn machine() -> Result<String> {
     let processors = fs::read_to_string("/proc/cpuinfo")?;
-    let model = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = processors
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let count = std::thread::available_parallelism()?;
     let load = fs::read_to_string("/proc/loadavg")?;
@@ -279,7 +282,9 @@ const END: &str = "<!-- written by cargo xtask bench --cost: end -->";
 
 fn put_between_markers(path: &Path, table: &str) -> Result<()> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let parts = text
+        .split_once(BEGIN)
+        .and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
     let (before, after) = parts.with_context(|| format!("{} has lost its markers", path.display()))?;
     Ok(fs::write(path, format!("{before}{BEGIN}\n{table}{END}{after}"))?)
 }

@@ -32,13 +32,23 @@ fn master() -> Result<()> {
     setsid()?;
     let role: Role = serde_json::from_str(&env::var(VARIABLE)?)?;
     let _smtpds = (0..role.smtpds).map(|_| smtpd()).collect::<Result<Vec<_>>>()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let listeners = runtime.block_on(async { role.listens.iter().map(|at| listen(*at)).collect::<Result<Vec<_>>>() })?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let listeners = runtime.block_on(async {
+        role.listens
+            .iter()
+            .map(|at| listen(*at))
+            .collect::<Result<Vec<_>>>()
+    })?;
     let connections = runtime.block_on(connect(&role))?;
     let accepts = role.accepts;
     thread::spawn(move || {
         runtime.block_on(async move {
-            let tasks: Vec<_> = listeners.into_iter().map(|one| tokio::spawn(accept(one, accepts))).collect();
+            let tasks: Vec<_> = listeners
+                .into_iter()
+                .map(|one| tokio::spawn(accept(one, accepts)))
+                .collect();
             for task in tasks {
                 let _ = task.await;
             }
@@ -54,7 +64,10 @@ fn master() -> Result<()> {
 fn smtpd() -> Result<Child> {
     let program = env::current_exe()?.with_file_name("smtpd");
     let arguments = ["-n", "smtp", "-t", "inet", "-u", "-c", "-o", "stress="];
-    Command::new(program).args(arguments).spawn().context("starting an smtpd")
+    Command::new(program)
+        .args(arguments)
+        .spawn()
+        .context("starting an smtpd")
 }
 
 /// More than fifty connections wait in a queue when nobody accepts them.

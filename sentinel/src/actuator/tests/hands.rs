@@ -272,3 +272,65 @@ fn a_second_sentinel_is_refused() {
     assert!(!report.complete());
     assert_eq!(edit::ours(&bench.bytes()), [id("smtp")]);
 }
+
+/// A postconf(1) that says what `script` says, where that of the master would be.
+fn postconf_that(bench: &mut Bench, script: &str) {
+    let daemons = bench.home.path().join("daemons");
+    std::fs::create_dir_all(&daemons).unwrap();
+    let program = daemons.join("postconf");
+    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    bench.paper.master.daemon_dir = daemons;
+}
+
+/// Refused by postconf(1), seen otherwise by it, or refused by our own parser: the file is not touched, not even
+/// replaced by its like.
+#[test]
+fn a_refused_candidate_never_reaches_the_file() {
+    type Spoil = fn(&mut Bench);
+    let spoils: [(&str, Spoil); 4] = [
+        ("does not accept", |bench| {
+            postconf_that(
+                bench,
+                "if grep -q stress=yes $2/master.cf; then echo fatal: no >&2; exit 1; fi; cat $2/master.cf",
+            );
+        }),
+        ("another change", |bench| {
+            postconf_that(
+                bench,
+                "grep -v pickup $2/master.cf; grep -c stress=yes $2/master.cf; true",
+            )
+        }),
+        ("does not accept", |bench| {
+            std::fs::write(bench.dir().join("main.cf"), "no equals sign\n").unwrap();
+        }),
+        ("would stop Postfix", |bench| {
+            let broken = format!("{ORIGINAL}relay unix\n");
+            std::fs::write(bench.file(), broken).unwrap();
+        }),
+    ];
+    for (words, spoil) in spoils {
+        let mut bench = Bench::new();
+        spoil(&mut bench);
+        let state = |bench: &Bench| {
+            let meta = std::fs::metadata(bench.file()).unwrap();
+            (meta.ino(), meta.mtime_nsec(), meta.ctime_nsec(), bench.bytes())
+        };
+        let before = state(&bench);
+        let error = bench
+            .actuator()
+            .trip(&bench.target(), &why(), clock::now())
+            .unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+        assert_eq!(state(&bench), before, "{words}");
+        assert!(bench.reloads().is_empty());
+        let entry = bench.history().pop().unwrap();
+        assert_eq!(entry.outcome, Some(Outcome::Failed), "{words}");
+        assert_eq!(entry.detail["step"], "check", "{words}");
+        let names: Vec<_> = std::fs::read_dir(bench.dir())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names.len(), 2, "{words}: {names:?}");
+    }
+}

@@ -1,20 +1,43 @@
 //! The running Postfix masters, and whether they can be watched and acted on.
 
+use std::os::unix::fs::MetadataExt;
+
 use super::{Finding, Verdict, postfix_config};
 use crate::config::{ActMode, Config};
+use crate::postfix::discovery::Survey;
 use crate::postfix::main_cf::Settings;
 use crate::postfix::master_cf::MasterCf;
 use crate::postfix::services::watched;
 use crate::postfix::{Master, discovery};
 
-pub(super) fn findings(config: &Config) -> Vec<Finding> {
-    let survey = match discovery::survey(&config.discovery.config_dirs) {
-        Ok(survey) => survey,
+/// What there is to say of Postfix.
+pub(super) struct Look {
+    pub(super) findings: Vec<Finding>,
+    /// A master that is watched runs in another network namespace than this process.
+    pub(super) other_network: bool,
+}
+
+pub(super) fn look(config: &Config) -> Look {
+    match discovery::survey(&config.discovery.config_dirs) {
+        Ok(survey) => Look {
+            other_network: survey.masters.iter().any(|master| !in_our_network(master)),
+            findings: findings(config, &survey),
+        },
         Err(error) => {
             let detail = format!("cannot look for running masters: {error}");
-            return vec![Finding::new(Verdict::No, "Postfix", detail, "mount /proc")];
+            Look {
+                findings: vec![Finding::new(Verdict::No, "Postfix", detail, "mount /proc")],
+                other_network: false,
+            }
         }
-    };
+    }
+}
+
+fn in_our_network(master: &Master) -> bool {
+    std::fs::metadata("/proc/self/ns/net").is_ok_and(|own| own.ino() == u64::from(master.netns))
+}
+
+fn findings(config: &Config, survey: &Survey) -> Vec<Finding> {
     let mut findings: Vec<Finding> = survey
         .ignored
         .iter()

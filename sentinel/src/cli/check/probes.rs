@@ -11,7 +11,10 @@ pub(super) fn findings() -> Vec<Finding> {
         .map(|probe| {
             let subject = format!("probe {}", probe.name);
             match probe.state {
-                ProbeState::Ok => Finding::yes(subject, "loaded, attached and tried"),
+                ProbeState::Ok if probe.reason.is_empty() => {
+                    Finding::yes(subject, "loaded, attached and tried")
+                }
+                ProbeState::Ok => Finding::yes(subject, &probe.reason),
                 ProbeState::Fallback | ProbeState::Unsupported | ProbeState::Broken => Finding::new(
                     Verdict::Degraded,
                     subject,

@@ -11,70 +11,24 @@ use netlink_sys::{Socket, SocketAddr};
 use procfs::process::Process;
 
 use super::{Finding, Verdict};
+use crate::config::Config;
+use crate::privileges::{
+    AfterStart, Capabilities, Capability, Circumstances, NEEDS, Need, When, circumstances,
+};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// The oldest that the BPF programs have been run on.
 const KERNEL_MIN: (u16, u16) = (5, 10);
 
-/// Bits of capabilities(7), include/uapi/linux/capability.h, with what each is for.
-const CAPABILITIES: [(u32, &str, Verdict, &str); 8] = [
-    (
-        39,
-        "CAP_BPF",
-        Verdict::Degraded,
-        "to load the BPF probes; without them only sock_diag is left",
-    ),
-    (
-        38,
-        "CAP_PERFMON",
-        Verdict::Degraded,
-        "to attach the BPF probes to tracepoints",
-    ),
-    (
-        12,
-        "CAP_NET_ADMIN",
-        Verdict::Degraded,
-        "to attach the probe of the greeting latency",
-    ),
-    (
-        19,
-        "CAP_SYS_PTRACE",
-        Verdict::No,
-        "to tell which processes are Postfix, and which sockets they hold",
-    ),
-    (
-        1,
-        "CAP_DAC_OVERRIDE",
-        Verdict::Degraded,
-        "for a Postfix whose files belong to another user than root",
-    ),
-    (
-        0,
-        "CAP_CHOWN",
-        Verdict::Degraded,
-        "to keep the owner of a master.cf that is not root's",
-    ),
-    (
-        3,
-        "CAP_FOWNER",
-        Verdict::Degraded,
-        "to keep the mode of a master.cf that is not root's",
-    ),
-    (
-        5,
-        "CAP_KILL",
-        Verdict::Degraded,
-        "to reload a Postfix master that another user runs",
-    ),
-];
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_BPF: u32 = 39;
-const CAP_PERFMON: u32 = 38;
-
-pub(super) fn findings() -> Vec<Finding> {
+/// `other_network`: a Postfix runs in another network namespace than this process.
+pub(super) fn findings(config: &Config, other_network: bool) -> Vec<Finding> {
+    let here = Circumstances {
+        other_network,
+        ..circumstances(config)
+    };
     let mut findings = vec![kernel(), btf(Path::new(BTF))];
-    findings.extend(own_capabilities());
+    findings.extend(own_capabilities(here));
     findings.extend([cgroup2(), inet_diag()]);
     findings
 }
@@ -108,9 +62,9 @@ fn btf(path: &Path) -> Finding {
     }
 }
 
-fn own_capabilities() -> Vec<Finding> {
+fn own_capabilities(here: Circumstances) -> Vec<Finding> {
     match Process::myself().and_then(|me| me.status()) {
-        Ok(status) => capabilities(status.capeff),
+        Ok(status) => capabilities(Capabilities::from_bits(status.capeff), here),
         Err(error) => vec![Finding::new(
             Verdict::No,
             "capabilities",
@@ -120,22 +74,52 @@ fn own_capabilities() -> Vec<Finding> {
     }
 }
 
-/// `effective` as in CapEff of /proc/PID/status.
-fn capabilities(effective: u64) -> Vec<Finding> {
-    let has = |bit: u32| effective & (1 << bit) != 0;
-    let finding = |(bit, name, without, purpose): (u32, &str, Verdict, &str)| {
-        let subject = format!("capability {name}");
-        // Before 5.8, and still today, CAP_SYS_ADMIN holds the two that were split off it.
-        let by_admin = [CAP_BPF, CAP_PERFMON].contains(&bit) && has(CAP_SYS_ADMIN);
-        if has(bit) || by_admin {
-            return Finding::yes(subject, purpose);
-        }
-        let advice = format!(
-            "run as root, or give it with AmbientCapabilities={name} or securityContext.capabilities"
+/// One finding for each line of the table.
+fn capabilities(effective: Capabilities, here: Circumstances) -> Vec<Finding> {
+    NEEDS
+        .iter()
+        .map(|need| capability(need, effective, here))
+        .collect()
+}
+
+fn capability(need: &Need, effective: Capabilities, here: Circumstances) -> Finding {
+    let name = need.capability.name();
+    let subject = format!("capability {name}");
+    let purpose = need.purpose;
+    // Before 5.8, and still today, CAP_SYS_ADMIN holds the two that were split off it.
+    let by_admin = [Capability::Bpf, Capability::Perfmon].contains(&need.capability)
+        && effective.has(Capability::SysAdmin);
+    if effective.has(need.capability) || by_admin {
+        let after_start = match need.after_start {
+            AfterStart::Kept if need.when.applies(here) || need.when == When::OtherNetwork => "kept",
+            AfterStart::DroppedIfMapsStayReadable => {
+                "dropped after the start where the kernel lets maps be read without it"
+            }
+            AfterStart::Kept | AfterStart::Dropped => "dropped after the start",
+        };
+        return Finding::yes(subject, format!("to {purpose}; {after_start}"));
+    }
+    if !need.when.applies(here) {
+        return Finding::yes(
+            subject,
+            format!("missing, and not needed here; it is to {purpose}"),
         );
-        Finding::new(without, subject, format!("missing; needed {purpose}"), advice)
+    }
+    let verdict = if need.vital {
+        Verdict::No
+    } else {
+        Verdict::Degraded
     };
-    CAPABILITIES.map(finding).into()
+    let advice = format!(
+        "run as root, or give it with CapabilityBoundingSet= and AmbientCapabilities= of the unit, or with \
+         securityContext.capabilities.add ({name})"
+    );
+    Finding::new(
+        verdict,
+        subject,
+        format!("missing; needed to {purpose}; without it: {}", need.without),
+        advice,
+    )
 }
 
 fn cgroup2() -> Finding {
@@ -207,28 +191,64 @@ mod tests {
         assert_eq!(version("next"), None);
     }
 
+    /// Where every line of the table applies.
+    const EVERYTHING: Circumstances = Circumstances {
+        other_network: true,
+        reload_by_command: true,
+        low_port: true,
+        locked_memory_counts: true,
+    };
+
+    fn all_but(missing: &[Capability]) -> Capabilities {
+        let bits = missing
+            .iter()
+            .fold(u64::MAX, |bits, &one| bits & !(1 << one as u8));
+        Capabilities::from_bits(bits)
+    }
+
     #[test]
     fn each_missing_capability_is_named_with_what_it_is_for() {
-        let all = capabilities(u64::MAX);
+        let all = capabilities(all_but(&[]), EVERYTHING);
         assert!(
             all.iter()
                 .all(|finding| finding.ok == Verdict::Yes && finding.advice.is_empty())
         );
-        for (i, (bit, name, without, _)) in CAPABILITIES.into_iter().enumerate() {
-            let findings = capabilities(!(1 << bit | 1 << CAP_SYS_ADMIN));
+        for (i, need) in NEEDS.iter().enumerate() {
+            let findings = capabilities(all_but(&[need.capability, Capability::SysAdmin]), EVERYTHING);
             let bad: Vec<_> = findings
                 .iter()
-                .filter(|finding| finding.ok != Verdict::Yes)
+                .filter(|finding| finding.ok != Verdict::Yes && !finding.subject.ends_with("CAP_SYS_ADMIN"))
                 .collect();
+            if need.capability == Capability::SysAdmin {
+                assert!(bad.is_empty() && findings[i].ok == Verdict::Degraded);
+                continue;
+            }
+            let name = need.capability.name();
             assert_eq!(bad, [&findings[i]], "{name}");
-            assert_eq!(findings[i].ok, without);
+            assert_eq!(findings[i].ok == Verdict::No, need.vital, "{name}");
             assert!(findings[i].subject.contains(name) && findings[i].advice.contains(name));
+            assert!(findings[i].detail.contains(need.purpose) && findings[i].detail.contains(need.without));
+        }
+    }
+
+    #[test]
+    fn what_is_of_no_use_here_is_not_missed() {
+        let nothing = capabilities(Capabilities::NONE, Circumstances::default());
+        for (need, finding) in NEEDS.iter().zip(nothing) {
+            assert_eq!(
+                finding.ok == Verdict::Yes,
+                need.when != When::Always,
+                "{finding:?}"
+            );
         }
     }
 
     #[test]
     fn sys_admin_stands_for_the_two_that_were_split_off_it() {
-        let findings = capabilities(1 << CAP_SYS_ADMIN);
+        let findings = capabilities(
+            Capabilities::NONE.with(Capability::SysAdmin),
+            Circumstances::default(),
+        );
         let ok = |name: &str| findings.iter().find(|f| f.subject.ends_with(name)).unwrap().ok;
         assert_eq!((ok("CAP_BPF"), ok("CAP_PERFMON")), (Verdict::Yes, Verdict::Yes));
         assert_eq!(ok("CAP_NET_ADMIN"), Verdict::Degraded);

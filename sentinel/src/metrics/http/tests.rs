@@ -156,6 +156,26 @@ async fn other_paths_and_methods_are_refused() {
     );
 }
 
+#[tokio::test]
+async fn it_only_reads() {
+    let server = start(LIMITS, clock::now).await;
+    server.board.publish(report(), clock::now().mono);
+    let before = server.get("/api/v1/status", "").await;
+    for method in [
+        "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "STRESS",
+    ] {
+        for path in ["/metrics", "/healthz", "/readyz", "/api/v1/status"] {
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{{}}"
+            );
+            let answer = server.raw(request.as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 4"), "{method} {path}: {answer}");
+        }
+    }
+    let body = |answer: &str| answer.split_once("\r\n\r\n").unwrap().1.to_owned();
+    assert_eq!(body(&server.get("/api/v1/status", "").await), body(&before));
+}
+
 /// The body would be endless; the answer comes, and the connection goes.
 #[tokio::test]
 async fn a_request_body_is_not_read_to_its_end() {

@@ -38,7 +38,7 @@ fn mute(age: u64) -> Connection {
 }
 
 fn reason(looks: &[Connection], situation: Situation) -> Option<Reason> {
-    let mut ledger = Ledger::default();
+    let mut ledger = Ledger::new(Duration::from_secs(30));
     let start = crate::clock::now().mono;
     for look in looks {
         ledger.see(start, &[*look], &LIMITS);
@@ -141,7 +141,7 @@ fn without_a_request_deadline_there_is_no_slow_request() {
         min_data_rate: None,
         ..LIMITS
     };
-    let mut ledger = Ledger::default();
+    let mut ledger = Ledger::new(Duration::from_secs(30));
     let looks = body(4, 100);
     for look in looks {
         ledger.see(crate::clock::now().mono, &[look], &limits);
@@ -186,7 +186,7 @@ fn a_session_of_real_commands_is_never_junk() {
 #[test]
 fn sessions_that_only_stress_mode_ends_are_counted_for_a_while() {
     let start = crate::clock::now().mono;
-    let mut ledger = Ledger::default();
+    let mut ledger = Ledger::new(Duration::from_secs(30));
     ledger.see(start, &[mute(9)], &LIMITS);
     ledger.see(start, &[], &LIMITS);
     assert!(ledger.ended_per_s() > 0.0);
