@@ -29,6 +29,11 @@ pub(crate) static EPOCH: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static CONNS: LruHashMap<u64, Conn> = LruHashMap::with_max_entries(MAX_CONNECTIONS, 0);
 
+/// How many went into [`CONNS`], less those that were taken out again; less the entries there are, it is how many were
+/// forgotten.
+#[map]
+static FOLLOWED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
 #[map]
 pub(crate) static SOURCES_V4_HOST: LruHashMap<u32, SourceStats> =
     LruHashMap::with_max_entries(MAX_SOURCES, 0);
@@ -82,6 +87,15 @@ pub(crate) fn stats(id: SlotId) -> Option<&'static mut ListenerStats> {
     // instructions goes through `add`, which is one instruction.
     let stats = unsafe { &mut *stats };
     (stats.id == id).then_some(stats)
+}
+
+/// Notes one more (1) or one less in [`CONNS`].
+#[inline(always)]
+pub(crate) fn note_followed(change: i64) {
+    if let Some(followed) = FOLLOWED.get_ptr_mut(0) {
+        // SAFETY: a live map value, this CPU's own.
+        add(unsafe { &mut *followed }, change as u64);
+    }
 }
 
 /// Adds in one instruction, which 5.10 knows too. `core` has no fetch_add for BPF: it wants compare-and-exchange.

@@ -18,7 +18,7 @@ use aya_log_ebpf::warn;
 use sentinel_ebpf::{ListenerStats, SlotId};
 
 use crate::{
-    maps::{CONNS, Conn, EPOCH, WATCHED, add, port_is_watched, stats},
+    maps::{CONNS, Conn, EPOCH, WATCHED, add, note_followed, port_is_watched, stats},
     sock::Sock,
     sources::Client,
 };
@@ -79,13 +79,14 @@ fn arrived(ctx: &RawTracePointContext, sk: Sock) {
         id,
         flags,
     };
-    if let Err(error) = CONNS.insert(sk.0, conn, u64::from(BPF_ANY)) {
-        warn!(
+    match CONNS.insert(sk.0, conn, u64::from(BPF_ANY)) {
+        Ok(()) => note_followed(1),
+        Err(error) => warn!(
             ctx,
             "a connection to port {} is not followed, its end and greeting are not counted: error {}",
             port,
             error
-        );
+        ),
     }
 }
 
@@ -148,7 +149,9 @@ fn closed(sk: Sock, old: i32) {
     let Some(conn) = conn_of(sk) else { return };
     let conn = *conn;
     // Gone already only if the LRU was quicker.
-    let _ = CONNS.remove(sk.0);
+    if CONNS.remove(sk.0).is_ok() {
+        note_followed(-1);
+    }
     let Some(stats) = stats(conn.id) else { return };
     let client = Client::from_conn(&conn);
     let error = sk.error();

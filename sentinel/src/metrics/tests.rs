@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::families::Exposition;
 use crate::clock;
 use crate::controller::State;
+use crate::probes::Evictions;
 use crate::status::tests::report;
 use crate::status::{Board, ReloadResult};
 
@@ -21,6 +22,7 @@ fn exposition() -> Exposition {
     board.count_reload(&first, ReloadResult::Done);
     board.count_reload(&second, ReloadResult::Failed);
     board.set_accept_overflows(&second, Some(12));
+    board.set_evictions(Some(Evictions::default()));
     Exposition::new(Arc::new(board))
 }
 
@@ -74,17 +76,22 @@ fn the_families_are_those_that_were_promised() {
         "accept_queue_limit",
         "build_info",
         "config_valid",
+        "connection_evictions",
         "connections",
         "early_disconnects",
         "greeting_seconds",
+        "instances_deferred",
         "native_stress",
+        "omitted",
         "pressure",
         "probe_up",
         "process_limit",
         "processes",
         "reloads",
         "shed_connections",
+        "source_evictions",
         "state",
+        "tick_seconds",
         "transitions",
     ];
     assert_eq!(names, promised);

@@ -10,7 +10,7 @@ use std::{fs, io};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::programs::{CgroupAttachMode, ProgramError, RawTracePoint, SockOps};
 use aya::{Ebpf, EbpfLoader};
-use sentinel_ebpf::{AF_INET, AF_INET6, ListenerKey, ListenerStats, PORT_WORDS, SlotId};
+use sentinel_ebpf::{AF_INET, AF_INET6, ListenerKey, ListenerStats, PORT_WORDS, SlotId, SourceKind};
 
 use super::error::Error;
 use super::log::Drain;
@@ -29,6 +29,7 @@ pub(super) struct Kernel {
     ports: Array<MapData, u64>,
     stats: PerCpuArray<MapData, ListenerStats>,
     epoch: Array<MapData, u32>,
+    followed: PerCpuArray<MapData, u64>,
     sources: SourceMaps,
     /// What `ports` says, so that only words that change are written.
     watched_ports: BTreeSet<u16>,
@@ -41,6 +42,7 @@ impl Kernel {
             return Err(Error::Capability { missing });
         }
         let offsets = offsets::of_running_kernel()?;
+        give_memory_back();
         // No BTF of the kernel for aya: there are no CO-RE relocations to do, and parsing it takes a while.
         let mut ebpf = EbpfLoader::new()
             .btf(None)
@@ -51,6 +53,7 @@ impl Kernel {
             ports: take(&mut ebpf, "PORTS")?,
             stats: take(&mut ebpf, "STATS")?,
             epoch: take(&mut ebpf, "EPOCH")?,
+            followed: take(&mut ebpf, "FOLLOWED")?,
             sources: SourceMaps {
                 v4_host: take(&mut ebpf, "SOURCES_V4_HOST")?,
                 v4_net: take(&mut ebpf, "SOURCES_V4_NET")?,
@@ -157,6 +160,15 @@ impl Kernel {
         Ok(self.sources.read(top)?)
     }
 
+    /// What went into the maps and was not taken out again: sources by kind, and connections. What is not there either
+    /// was forgotten.
+    pub(super) fn remembered(&self) -> Result<([u64; SourceKind::COUNT as usize], u64), Error> {
+        // A connection may end on another CPU than it began on, so one count alone may be below zero.
+        let cpus = self.followed.get(&0, 0)?;
+        let followed = cpus.iter().fold(0_u64, |sum, cpu| sum.wrapping_add(*cpu));
+        Ok((self.sources.inserted()?, followed))
+    }
+
     /// How often the programs have run; only counted while a descriptor of `enable_stats` is open.
     #[cfg(test)]
     pub(super) fn runs(&self) -> u64 {
@@ -170,6 +182,17 @@ impl Kernel {
 
     pub(super) fn forget_sources(&mut self) -> Result<(), Error> {
         Ok(self.sources.clear()?)
+    }
+}
+
+/// Gives the kernel back what reading its BTF took: 25 MiB in small pieces, which glibc would keep for a program that
+/// never wants them again.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "malloc_trim(3) has no safe wrapper")]
+    // SAFETY: takes no pointer, and only gives back pages that nobody has allocated.
+    unsafe {
+        nix::libc::malloc_trim(0);
     }
 }
 

@@ -14,6 +14,7 @@ use crate::signals::{AcceptQueue, ListenerId};
 use crate::status::{ListenerCounts, Probe, ProbeState};
 
 mod error;
+mod evictions;
 mod high_water;
 mod kernel;
 mod log;
@@ -26,6 +27,7 @@ mod sources;
 mod watched;
 
 pub use error::Error;
+pub use evictions::Evictions;
 pub use overflow::OverflowSource;
 pub use quantile::quantile_ms;
 pub use sources::{SourcePrefix, Sources};
@@ -47,6 +49,7 @@ pub struct Probes {
     slots: Slots,
     /// None until the first reading brings a time.
     epochs: Option<Epochs>,
+    evictions: Evictions,
 }
 
 /// Connections, early disconnects, sources: raw tracepoint inet_sock_set_state.
@@ -174,6 +177,18 @@ impl Probes {
         readings
     }
 
+    /// What the maps had to forget so far; `None` without BPF. Costs a few system calls.
+    pub fn evictions(&mut self) -> Option<Evictions> {
+        match self.kernel.as_ref()?.remembered() {
+            Ok((sources, connections)) => self.evictions.see(sources, connections),
+            Err(error) => {
+                tracing::warn!(%error, "cannot read how much the BPF maps have forgotten");
+                return None;
+            }
+        }
+        Some(self.evictions)
+    }
+
     /// The `top` source prefixes with the most early disconnects, then connections, over all listeners that are or were
     /// watched. Walks whole maps, up to some ten thousand system calls: for a person's question, not for every tick.
     pub fn sources(&self, top: usize) -> Sources {
@@ -232,6 +247,7 @@ impl Probes {
             watched: HashMap::new(),
             slots,
             epochs: None,
+            evictions: Evictions::default(),
         }
     }
 
@@ -253,6 +269,7 @@ impl Probes {
             watched: HashMap::new(),
             slots: Slots::new(),
             epochs: None,
+            evictions: Evictions::default(),
         }
     }
 }

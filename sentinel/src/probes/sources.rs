@@ -33,11 +33,17 @@ pub(super) struct SourceMaps {
 }
 
 impl SourceMaps {
-    pub(super) fn read(&self, top: usize) -> Result<Sources, MapError> {
-        let mut inserted = 0;
-        for kind in 0..SourceKind::COUNT {
-            inserted += self.inserts.get(&kind, 0)?.iter().sum::<u64>();
+    /// How many entries each kind of prefix has had, by [`SourceKind`].
+    pub(super) fn inserted(&self) -> Result<[u64; SourceKind::COUNT as usize], MapError> {
+        let mut inserted = [0; SourceKind::COUNT as usize];
+        for (kind, sum) in (0..).zip(&mut inserted) {
+            *sum = self.inserts.get(&kind, 0)?.iter().sum();
         }
+        Ok(inserted)
+    }
+
+    pub(super) fn read(&self, top: usize) -> Result<Sources, MapError> {
+        let inserted: u64 = self.inserted()?.iter().sum();
         let mut prefixes = Vec::new();
         collect(&self.v4_host, &mut prefixes, |key| format!("{}/32", v4(key)))?;
         collect(&self.v4_net, &mut prefixes, |key| format!("{}/24", v4(key)))?;

@@ -10,8 +10,9 @@ use super::hands::{Done, Hands};
 use super::instance::Instance;
 use super::report;
 use super::service::Service;
+use super::turns::Turns;
 use crate::actuator::Progress;
-use crate::clock::Now;
+use crate::clock::{self, Now};
 use crate::config::Config;
 use crate::controller::{Act, Gate, Plan, State, Transition};
 use crate::postfix::discovery;
@@ -46,10 +47,25 @@ pub(super) struct Engine {
     instances: Vec<Instance>,
     discovered_at: Option<Instant>,
     reported_at: Option<Instant>,
+    totals_at: Option<Instant>,
     watched: BTreeSet<ListenerId>,
+    turns: Turns,
 }
 
-type Probed = HashMap<ListenerId, ListenerReading>;
+pub(super) type Probed = HashMap<ListenerId, ListenerReading>;
+
+/// What the probes have counted, read at most once a tick, and not at all in a tick that has no use for it.
+pub(super) struct Counted<'a> {
+    probes: &'a mut Probes,
+    at: Instant,
+    read: Option<Probed>,
+}
+
+impl Counted<'_> {
+    pub(super) fn get(&mut self) -> &Probed {
+        self.read.get_or_insert_with(|| self.probes.read(self.at))
+    }
+}
 
 impl Engine {
     pub(super) fn new(
@@ -68,7 +84,9 @@ impl Engine {
             instances: Vec::new(),
             discovered_at: None,
             reported_at: None,
+            totals_at: None,
             watched: BTreeSet::new(),
+            turns: Turns::default(),
         }
     }
 
@@ -86,24 +104,46 @@ impl Engine {
 
     pub(super) fn tick(&mut self, now: Now) {
         self.discover(now);
-        let probed = self.probes.read(now.mono);
-        let mut saw = false;
-        for instance in &mut self.instances {
-            saw |= attend(instance, &mut self.hands, &self.config, &probed, now);
-        }
-        self.watch_listeners();
-        let due = self
-            .reported_at
-            .is_none_or(|at| now.mono.saturating_duration_since(at) >= REPORT_EVERY);
-        if saw || due {
+        let saw = self.attend_in_turn(now);
+        let due = |at: Instant| now.mono.saturating_duration_since(at) >= REPORT_EVERY;
+        if saw || self.reported_at.is_none_or(due) {
             self.reported_at = Some(now.mono);
+            self.watch_listeners();
             self.report(now);
+        }
+        if self.totals_at.is_none_or(due) {
+            self.totals_at = Some(now.mono);
+            self.read_totals();
         }
     }
 
-    /// How soon the next tick is due.
-    pub(super) fn pace(&self) -> Duration {
-        self.instances.iter().map(Instance::pace).min().unwrap_or(TICK)
+    /// How long after a tick that took so long the next one is due.
+    pub(super) fn pause(&self, took: Duration) -> Duration {
+        self.board.count_tick(took);
+        let pace = self.instances.iter().map(Instance::pace).min().unwrap_or(TICK);
+        // However much there is to look at, half of the time is others'.
+        pace.saturating_sub(took).max(took.min(TICK / 2))
+    }
+
+    /// As many instances as the tick has time for. `true` when something new was seen.
+    fn attend_in_turn(&mut self, began: Now) -> bool {
+        let mut counted = Counted {
+            probes: &mut self.probes,
+            at: began.mono,
+            read: None,
+        };
+        let mut saw = false;
+        for (nth, index) in self.turns.order(self.instances.len()).enumerate() {
+            let now = clock::now();
+            if !Turns::may_begin(nth, now.mono.saturating_duration_since(began.mono)) {
+                self.turns.resume_at(index);
+                self.board.count_deferred((self.instances.len() - nth) as u64);
+                break;
+            }
+            let instance = &mut self.instances[index];
+            saw |= attend(instance, &mut self.hands, &self.config, &mut counted, now);
+        }
+        saw
     }
 
     /// The daemon stops: whatever is in force is given back, with one reload an instance.
@@ -183,8 +223,9 @@ impl Engine {
         }
     }
 
-    fn report(&self, now: Now) {
-        let permitted = self.hands.permitted();
+    /// What the kernel counts for the metrics alone, not for a decision.
+    fn read_totals(&mut self) {
+        self.board.set_evictions(self.probes.evictions());
         for instance in &self.instances {
             // Either by listener or for the whole namespace, never both: their sum would count drops twice.
             let of_namespace = if self.probes.sees_overflows() {
@@ -194,6 +235,10 @@ impl Engine {
             };
             self.board.set_accept_overflows(&instance.id, of_namespace);
         }
+    }
+
+    fn report(&self, now: Now) {
+        let permitted = self.hands.permitted();
         let instances = self
             .instances
             .iter()
@@ -220,7 +265,13 @@ fn instance_actionable(instance: &Instance, permitted: &Result<(), String>) -> R
 }
 
 /// One tick of one instance. `true` when something new was seen.
-fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &Probed, now: Now) -> bool {
+fn attend(
+    instance: &mut Instance,
+    hands: &mut Hands,
+    config: &Config,
+    counted: &mut Counted<'_>,
+    now: Now,
+) -> bool {
     if !instance.alive() {
         instance.gone(now.mono);
         verify(instance, hands, false, now);
@@ -238,9 +289,12 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
             }
         }
     }
-    let Some(found) = instance.look(config, now.mono) else {
+    instance.count_processes(now.mono);
+    if !instance.wants_a_look(config, counted, now.mono) {
         return false;
-    };
+    }
+    let probed = counted.get();
+    let found = instance.look(probed, now.mono);
     for (index, found) in found.into_iter().enumerate() {
         let look = found.combine(&instance.services[index].watched, instance.master.netns, probed);
         instance.services[index].see(look);

@@ -1,11 +1,12 @@
 //! What can be seen of one instance from outside: its sockets, through the window on its network namespace, and which of
-//! its processes hold them. Keeps no history: that is the services'.
+//! its processes hold them. Keeps no history of what it saw: that is the services'.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Instant;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use procfs::process::{FDTarget, Process};
 
@@ -15,13 +16,27 @@ use crate::postfix::{Master, locks};
 use crate::probes::ListenerReading;
 use crate::signals::service::{ListenerLook, Look, Slots};
 use crate::signals::{AcceptQueue, ListenerId, Reading};
-use crate::sock_diag::{Connection, ListenSocket, SockDiag, UnixListener, owner};
+use crate::sock_diag::{Connection, ListenSocket, Owners, SockDiag, UnixListener};
 
 #[derive(Debug)]
 pub(super) struct Eyes {
     master: Master,
     /// Why there is no window, when there is none.
     sockets: Result<SockDiag, String>,
+    owned: Option<Owned>,
+}
+
+/// How long it is taken for known which sockets are the master's, while the listening sockets are the same: to find out
+/// costs a readlink for each of its hundred descriptors.
+const OWNED_FOR: Duration = Duration::from_secs(10);
+
+/// Which sockets are the master's, as of a moment ago.
+#[derive(Debug)]
+struct Owned {
+    at: Instant,
+    inodes: Rc<HashSet<u64>>,
+    /// The listening sockets that there were then.
+    listening: HashSet<u32>,
 }
 
 /// The listening sockets of the master's network namespace, and which sockets are the master's own.
@@ -29,7 +44,7 @@ pub(super) struct Eyes {
 struct Listening {
     all: Vec<ListenSocket>,
     unix: Vec<UnixListener>,
-    owned: HashSet<u64>,
+    owned: Rc<HashSet<u64>>,
 }
 
 /// What one look found of one service, before the probes' counts are added.
@@ -59,6 +74,7 @@ impl Eyes {
         Self {
             master: master.clone(),
             sockets,
+            owned: None,
         }
     }
 
@@ -67,49 +83,69 @@ impl Eyes {
         self.sockets.as_mut().ok()
     }
 
-    /// Looks at each of `services`. `screened` is where postscreen listens, if it does: the connections of a pass service
+    /// Looks at each of `services`; the kernel is not asked for the connections of one that is known to have none
+    /// (`true`). `screened` is where postscreen listens, if it does: the connections of a pass service
     /// come in there.
     pub(super) fn look<'a>(
         &mut self,
-        services: impl Iterator<Item = &'a WatchedService>,
+        services: impl Iterator<Item = (&'a WatchedService, bool)>,
         screened: &[Listen],
         smtpd: &Reading<Vec<Smtpd>>,
         now: Instant,
     ) -> Vec<Found> {
-        let listening = self.listening();
+        let listening = self.listening(now);
         services
-            .map(|service| {
-                let smtpd = smtpd.clone().map(|all| {
-                    all.into_iter()
-                        .filter(|one| one.service == service.id)
-                        .collect::<Vec<_>>()
+            .map(|(service, vacant)| {
+                let smtpd = smtpd.as_ref().map(|all| {
+                    let ours = all.iter().filter(|one| one.service == service.id);
+                    ours.cloned().collect::<Vec<_>>()
                 });
                 match &listening {
                     Ok(listening) if service.id.kind == "pass" => {
                         self.behind(service, screened, smtpd, listening, now)
                     }
-                    Ok(listening) => self.in_front(service, smtpd, listening, now),
+                    Ok(listening) => self.in_front(service, vacant, smtpd, listening, now),
                     Err(reason) => self.blind(service, smtpd, reason, now),
                 }
             })
             .collect()
     }
 
-    fn listening(&mut self) -> Result<Listening, String> {
+    fn listening(&mut self, now: Instant) -> Result<Listening, String> {
         let diag = self.sockets.as_mut().map_err(|reason| reason.clone())?;
         let listed = |error| format!("sock_diag does not list the listening sockets: {error}");
         let all = diag.listeners().map_err(listed)?;
         // Not every kernel has unix_diag, and only a pass service wants it.
         let unix = diag.unix_listeners().unwrap_or_default();
-        let owned = socket_inodes(self.master.pid)
-            .map_err(|error| format!("cannot list the sockets of master {}: {error}", self.master.pid))?;
+        let inodes = all.iter().map(|one| one.inode);
+        let inodes = inodes.chain(unix.iter().map(|one| one.inode)).collect();
+        let owned = self.owned(inodes, now)?;
         Ok(Listening { all, unix, owned })
+    }
+
+    fn owned(&mut self, listening: HashSet<u32>, now: Instant) -> Result<Rc<HashSet<u64>>, String> {
+        if let Some(known) = &self.owned
+            && known.listening == listening
+            && now.saturating_duration_since(known.at) < OWNED_FOR
+        {
+            return Ok(Rc::clone(&known.inodes));
+        }
+        let inodes = socket_inodes(self.master.pid)
+            .map_err(|error| format!("cannot list the sockets of master {}: {error}", self.master.pid))?;
+        let inodes = Rc::new(inodes);
+        self.owned = Some(Owned {
+            at: now,
+            inodes: Rc::clone(&inodes),
+            listening,
+        });
+        Ok(inodes)
     }
 
     /// A service that accepts its connections itself.
     fn in_front(
         &mut self,
         service: &WatchedService,
+        vacant: bool,
         smtpd: Reading<Vec<Smtpd>>,
         listening: &Listening,
         now: Instant,
@@ -123,7 +159,12 @@ impl Eyes {
                 now,
             );
         }
-        let slots = match self.connections(listening, &listeners) {
+        let connections = if vacant {
+            Ok(Vec::new())
+        } else {
+            self.connections(listening, &listeners)
+        };
+        let slots = match connections {
             Ok(connections) => Slots::Connections(Reading::sampled(connections, now)),
             Err(reason) => return self.blind(service, smtpd, &reason, now),
         };
@@ -246,10 +287,11 @@ impl Eyes {
             .filter(|address| ports.contains(&address.port()))
             .collect();
         let ours: HashSet<_> = listeners.iter().map(|socket| socket.address).collect();
+        let owners = Owners::among(on_port.iter().copied());
         let all = diag
             .connections(&on_port)
             .map_err(|error| format!("sock_diag does not list the connections: {error}"))?;
-        let mine = |one: &Connection| owner(&on_port, one.local).is_some_and(|socket| ours.contains(&socket));
+        let mine = |one: &Connection| owners.of(one.local).is_some_and(|socket| ours.contains(&socket));
         Ok(all.into_iter().filter(mine).collect())
     }
 }

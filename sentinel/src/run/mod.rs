@@ -11,6 +11,7 @@ mod instance;
 mod report;
 mod service;
 mod shedding;
+mod turns;
 
 use std::io;
 use std::sync::Arc;
@@ -94,7 +95,7 @@ fn run(engine: &mut Engine, supervisor: &mut Supervisor, stopped: &Receiver<&'st
         let ended = clock::now().mono;
         supervisor.ticked(ended);
         let took = ended.saturating_duration_since(began.mono);
-        match stopped.recv_timeout(engine.pace().saturating_sub(took)) {
+        match stopped.recv_timeout(engine.pause(took)) {
             Ok(signal) => return signal,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return "the front has ended",
