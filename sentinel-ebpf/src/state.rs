@@ -130,6 +130,10 @@ fn note_queue(stats: &mut ListenerStats, sk: Sock, now: u64) {
 /// The client's FIN came first.
 #[inline(always)]
 fn finished(sk: Sock) {
+    // Most have been greeted, and are done with here. Nobody sends data while the connection is queued.
+    if !port_is_watched(sk.source_port()) || sk.data_segs_out() != 0 {
+        return;
+    }
     let Some(conn) = conn_of(sk) else { return };
     if sk.is_queued() {
         // Counted now, not at CLOSE: in a full queue that nobody empties, CLOSE may be minutes away.
@@ -138,7 +142,7 @@ fn finished(sk: Sock) {
             add(&mut stats.early_queued, 1);
         }
         Client::from_conn(conn).count_early();
-    } else if sk.data_segs_out() == 0 {
+    } else {
         conn.flags |= Conn::LEFT_UNGREETED;
     }
 }
@@ -146,6 +150,9 @@ fn finished(sk: Sock) {
 /// The end, and the last look at the socket.
 #[inline(always)]
 fn closed(sk: Sock, old: i32) {
+    if !port_is_watched(sk.source_port()) {
+        return;
+    }
     let Some(conn) = conn_of(sk) else { return };
     let conn = *conn;
     // Gone already only if the LRU was quicker.
@@ -181,12 +188,9 @@ fn closed(sk: Sock, old: i32) {
     }
 }
 
-/// The connection, if it is one of ours.
+/// The connection, if it is followed.
 #[inline(always)]
 fn conn_of(sk: Sock) -> Option<&'static mut Conn> {
-    if !port_is_watched(sk.source_port()) {
-        return None;
-    }
     let conn = CONNS.get_ptr_mut(sk.0)?;
     // SAFETY: a live map value; the kernel holds the socket's lock, so no other program has this one in hand.
     Some(unsafe { &mut *conn })

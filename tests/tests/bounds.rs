@@ -1,6 +1,8 @@
 //! What nobody outside may make large: memory by the number of clients, the tick by the number of instances, and /metrics by
 //! either.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail like the test itself")]
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -85,38 +87,44 @@ fn growth(daemon: &Daemon<'_>, before: u64) -> f64 {
     daemon.usage().unwrap().resident_bytes as f64 / before as f64
 }
 
-/// A place in every table of sources is worth 16,384 clients; half as many again must push others out, and no more.
+/// A place in every table of sources is worth 16,384 clients; half as many again must push others out, and no more. `cargo
+/// xtask soak` sends a million.
 #[test]
 fn more_source_prefixes_than_places_evict_the_oldest_and_take_no_memory() {
-    const CLIENTS: u64 = 24_576;
     const PLACES: f64 = 16_384.0;
+    let soak = std::env::var_os("SENTINEL_SOAK_SECONDS").is_some();
+    let clients = if soak { 1_000_000 } else { 24_576 };
     let lab = Exposed::new();
     let sentinel = lab.sentinel();
     let daemon = sentinel.start().unwrap();
     wait_counting(&daemon);
     let before = daemon.usage().unwrap();
 
-    let crowd = lab.crowd(Manners::Reset, CLIENTS);
-    wait_until("all clients to have come", PATIENCE, || {
-        Ok(crowd.tally().syns == CLIENTS)
+    let crowd = lab.crowd(Manners::Reset, clients);
+    wait_until("all clients to have come", 10 * PATIENCE, || {
+        Ok(crowd.tally().syns == clients)
     })
     .unwrap();
     let counted = || sum(&daemon, "connections_total", &[]).unwrap();
     let evicted = |prefix| sum(&daemon, "source_evictions_total", &[("prefix", prefix)]).unwrap();
-    wait_until("the evictions to be told", PATIENCE, || {
-        let told = evicted("ipv4_32") == evicted("ipv4_24") && evicted("ipv4_32") >= counted() - PLACES;
-        Ok(crowd.tally().established as f64 == counted() && told)
+    // Packets can be lost on a wire; there must be enough left to prove the point.
+    wait_until("every client beyond the places to push one out", PATIENCE, || {
+        let beyond = counted() - PLACES;
+        Ok(beyond > 0.2 * PLACES && evicted("ipv4_32") == beyond && evicted("ipv4_24") == beyond)
     })
     .unwrap();
-    // Packets can be lost on a wire; there must be enough left to prove the point.
-    assert!(counted() > 1.2 * PLACES, "{} of {CLIENTS}", counted());
-    assert_eq!(evicted("ipv4_32"), counted() - PLACES);
     assert_eq!(evicted("ipv6_64"), 0.0);
     // They have all left again, so not one of them had to be forgotten.
     assert_eq!(sum(&daemon, "connection_evictions_total", &[]), Some(0.0));
     let growth = growth(&daemon, before.resident_bytes);
     assert!(growth < 1.1, "resident memory grew to {growth} of what it was");
     assert_eq!(daemon.usage().unwrap().descriptors, before.descriptors);
+    println!(
+        "soak: {} connections, each from a /24 of its own, {} of which were forgotten; resident memory went to {growth:.3} of \
+         what it was",
+        counted(),
+        evicted("ipv4_24")
+    );
 }
 
 /// A SYN is not a connection: no place is taken for one that is not followed up.
@@ -163,7 +171,8 @@ fn received_segments(server: &Namespace) -> u64 {
 }
 
 /// Fifty instances in as many network namespaces, 200 listeners, 1,000 smtpd, and 20,000 connections in the accept queues
-/// and on the slots, so that every instance is one to be looked at in every tick.
+/// and on the slots, so that every instance is one to be looked at in every tick. Each of them still gets its turn, and the
+/// tick takes no longer than the time between two.
 #[test]
 fn a_thousand_smtpd_in_fifty_namespaces_are_seen_in_time() {
     const INSTANCES: usize = 50;
@@ -221,24 +230,20 @@ fn a_thousand_smtpd_in_fifty_namespaces_are_seen_in_time() {
     })
     .unwrap();
 
-    // From here on nothing is new, and every tick has more to do than it has time for.
-    let ticks = || {
-        let bucket = |le| sum(&daemon, "tick_seconds_bucket", &[("le", le)]).unwrap();
-        (bucket("+Inf"), bucket("0.1"), bucket("0.2"))
-    };
-    let (all, _, _) = ticks();
+    // From here on nothing is new, and every tick has more to do than it has time for. Its time is told in CPU time, of which
+    // a busy neighbour takes none away.
+    let ticks = || sum(&daemon, "tick_seconds_count", &[]).unwrap();
     let (start, cpu) = (ticks(), daemon.usage().unwrap().cpu);
-    wait_until("a hundred ticks", PATIENCE, || Ok(ticks().0 >= all + 100.0)).unwrap();
-    let (end, cpu) = (ticks(), daemon.usage().unwrap().cpu - cpu);
-    let share = |within: f64, before: f64| (within - before) / (end.0 - start.0);
-    // A neighbour can take the processor away for a while, but not in every other tick.
-    assert!(share(end.1, start.1) > 0.5, "{start:?} {end:?}, {cpu:?} of CPU");
-    assert!(share(end.2, start.2) > 0.9, "{start:?} {end:?}, {cpu:?} of CPU");
-    wait_until("all instances to be seen again", PATIENCE, all_seen).unwrap();
-    println!(
-        "{start:?} to {end:?} in {cpu:?} of CPU time, deferred {:?}",
-        sum(&daemon, "instances_deferred_total", &[])
+    wait_until("a hundred ticks", PATIENCE, || Ok(ticks() >= start + 100.0)).unwrap();
+    let (ticks, cpu) = (ticks() - start, daemon.usage().unwrap().cpu - cpu);
+    let each = cpu.div_f64(ticks);
+    let deferred = sum(&daemon, "instances_deferred_total", &[]).unwrap();
+    println!("{ticks} ticks of {each:?} of CPU time, {deferred} instances deferred");
+    assert!(
+        each < Duration::from_millis(100),
+        "{cpu:?} of CPU in {ticks} ticks"
     );
+    wait_until("all instances to be seen again", PATIENCE, all_seen).unwrap();
 }
 
 fn instance(namespace: &Namespace, programs: &Programs, base: &Path, role: &Role) -> StandIn {

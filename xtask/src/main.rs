@@ -57,7 +57,8 @@ enum Task {
     },
     /// Set up, then show the main job: calm, flood, trip, clear, on a real Postfix in network namespaces
     Demo,
-    /// Set up, then measure legitimate mail under attack: Postfix's own means and the sentinel, side by side (`bench --help`)
+    /// Set up, then measure legitimate mail under attack: Postfix's own means and the sentinel, side by side (`bench --help`);
+    /// with --cost, what the daemon itself costs
     #[command(disable_help_flag = true)]
     Bench {
         /// As `bench --help` has them

@@ -42,7 +42,6 @@ impl Kernel {
             return Err(Error::Capability { missing });
         }
         let offsets = offsets::of_running_kernel()?;
-        give_memory_back();
         // No BTF of the kernel for aya: there are no CO-RE relocations to do, and parsing it takes a while.
         let mut ebpf = EbpfLoader::new()
             .btf(None)
@@ -182,17 +181,6 @@ impl Kernel {
 
     pub(super) fn forget_sources(&mut self) -> Result<(), Error> {
         Ok(self.sources.clear()?)
-    }
-}
-
-/// Gives the kernel back what reading its BTF took: 25 MiB in small pieces, which glibc would keep for a program that
-/// never wants them again.
-fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    #[expect(unsafe_code, reason = "malloc_trim(3) has no safe wrapper")]
-    // SAFETY: takes no pointer, and only gives back pages that nobody has allocated.
-    unsafe {
-        nix::libc::malloc_trim(0);
     }
 }
 

@@ -92,10 +92,12 @@ impl Probes {
     /// Tries only these sources of overflows by listener, in this order. For tests, which hold each against the kernel.
     pub fn start_with(sources: &[OverflowSource]) -> Self {
         let capabilities = Capabilities::of_this_process();
-        match Kernel::load(&capabilities) {
+        let started = match Kernel::load(&capabilities) {
             Ok(kernel) => Self::with(kernel, sources, &capabilities),
             Err(error) => Self::without(error.state(), &error.to_string()),
-        }
+        };
+        give_memory_back();
+        started
     }
 
     /// No BPF at all, for tests and for those who forbid it; `reason` is what health says.
@@ -271,6 +273,17 @@ impl Probes {
             epochs: None,
             evictions: Evictions::default(),
         }
+    }
+}
+
+/// Gives the kernel back what reading its BTF took, once for the offsets and once for fentry: 25 MiB in small pieces, which
+/// glibc would keep for a program that never wants them again.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "malloc_trim(3) has no safe wrapper")]
+    // SAFETY: takes no pointer, and only gives back pages that nobody has allocated.
+    unsafe {
+        nix::libc::malloc_trim(0);
     }
 }
 

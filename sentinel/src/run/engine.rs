@@ -161,10 +161,10 @@ impl Engine {
     }
 
     fn discover(&mut self, now: Now) {
-        let every = if self.instances.iter().all(Instance::alive) {
-            DISCOVER_EVERY
-        } else {
+        let every = if self.instances.iter().any(Instance::is_gone) {
             DISCOVER_AT_MOST_EVERY
+        } else {
+            DISCOVER_EVERY
         };
         if self
             .discovered_at

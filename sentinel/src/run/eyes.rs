@@ -24,6 +24,9 @@ pub(super) struct Eyes {
     /// Why there is no window, when there is none.
     sockets: Result<SockDiag, String>,
     owned: Option<Owned>,
+    /// Of the connections behind postscreen, by inode: the smtpd that has each. What an smtpd has been handed it keeps
+    /// until it closes it, so only who has none is looked into: a readlink for each of its descriptors.
+    handed: HashMap<u32, i32>,
 }
 
 /// How long it is taken for known which sockets are the master's, while the listening sockets are the same: to find out
@@ -75,6 +78,7 @@ impl Eyes {
             master: master.clone(),
             sockets,
             owned: None,
+            handed: HashMap::new(),
         }
     }
 
@@ -93,8 +97,11 @@ impl Eyes {
         smtpd: &Reading<Vec<Smtpd>>,
         now: Instant,
     ) -> Vec<Found> {
-        let listening = self.listening(now);
+        let services: Vec<_> = services.collect();
+        let behind = services.iter().any(|(service, _)| service.id.kind == "pass");
+        let listening = self.listening(behind, now);
         services
+            .into_iter()
             .map(|(service, vacant)| {
                 let smtpd = smtpd.as_ref().map(|all| {
                     let ours = all.iter().filter(|one| one.service == service.id);
@@ -111,12 +118,17 @@ impl Eyes {
             .collect()
     }
 
-    fn listening(&mut self, now: Instant) -> Result<Listening, String> {
+    /// With the sockets of the file system only if `behind`: they are a walk over all of the machine's.
+    fn listening(&mut self, behind: bool, now: Instant) -> Result<Listening, String> {
         let diag = self.sockets.as_mut().map_err(|reason| reason.clone())?;
         let listed = |error| format!("sock_diag does not list the listening sockets: {error}");
         let all = diag.listeners().map_err(listed)?;
-        // Not every kernel has unix_diag, and only a pass service wants it.
-        let unix = diag.unix_listeners().unwrap_or_default();
+        let unix = if behind {
+            // Not every kernel has unix_diag.
+            diag.unix_listeners().unwrap_or_default()
+        } else {
+            Vec::new()
+        };
         let inodes = all.iter().map(|one| one.inode);
         let inodes = inodes.chain(unix.iter().map(|one| one.inode)).collect();
         let owned = self.owned(inodes, now)?;
@@ -190,13 +202,10 @@ impl Eyes {
     ) -> Found {
         let in_front = listening.of(screened);
         let held = self.connections(listening, &in_front).map(|connections| {
-            let pids = smtpd.value().into_iter().flatten().map(|one| one.pid);
-            // A process that has just ended holds nothing.
-            let inodes: HashSet<u64> = pids.filter_map(|pid| socket_inodes(pid).ok()).flatten().collect();
-            connections
-                .into_iter()
-                .filter(|one| inodes.contains(&u64::from(one.inode)))
-                .collect::<Vec<_>>()
+            let pids: Vec<i32> = smtpd.value().into_iter().flatten().map(|one| one.pid).collect();
+            self.see_handed(&connections, &pids);
+            let held = |one: &Connection| self.handed.get(&one.inode).is_some_and(|pid| pids.contains(pid));
+            connections.into_iter().filter(held).collect::<Vec<_>>()
         });
         let slots = match held {
             Ok(held) if !in_front.is_empty() => Slots::Connections(Reading::sampled(held, now)),
@@ -228,6 +237,27 @@ impl Eyes {
             listeners: Vec::new(),
             no_listeners,
             handover: Some(handover),
+        }
+    }
+
+    /// Finds out which of `connections` the smtpd processes `pids` have.
+    fn see_handed(&mut self, connections: &[Connection], pids: &[i32]) {
+        let accepted = connections.iter().filter(|one| one.accepted());
+        let present: HashSet<u32> = accepted.map(|one| one.inode).collect();
+        self.handed.retain(|inode, _| present.contains(inode));
+        if present.iter().all(|inode| self.handed.contains_key(inode)) {
+            return;
+        }
+        let taken: HashSet<i32> = self.handed.values().copied().collect();
+        for pid in pids.iter().filter(|pid| !taken.contains(pid)) {
+            // A process that has just ended holds nothing.
+            let inodes = socket_inodes(*pid).unwrap_or_default();
+            let inodes = inodes.into_iter().filter_map(|inode| u32::try_from(inode).ok());
+            self.handed.extend(
+                inodes
+                    .filter(|inode| present.contains(inode))
+                    .map(|inode| (inode, *pid)),
+            );
         }
     }
 

@@ -120,6 +120,11 @@ impl Instance {
         self.gone_since.get_or_insert(now);
     }
 
+    /// The master was not there in the last tick.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone_since.is_some()
+    }
+
     /// For how long the master has been gone; `None` while it is there.
     pub(super) fn gone_for(&self, now: Instant) -> Option<Duration> {
         self.gone_since.map(|since| now.saturating_duration_since(since))

@@ -10,7 +10,7 @@ use crate::controller::State;
 use crate::probes::Evictions;
 use crate::shed::Reason;
 
-/// Above this many, the counters of instances that are gone are dropped. Until then they stay: the reload that a
+/// Above this many, the counters of instances and services that are gone are dropped. Until then they stay: the reload that a
 /// master did not survive must not vanish together with the master.
 const KEPT_COUNTERS: usize = 1024;
 
@@ -198,10 +198,19 @@ impl Counters {
         self.accept_overflows
             .retain(|instance, _| present.contains(instance.as_str()));
         if self.transitions.len() + self.reloads.len() + self.sheds.len() > KEPT_COUNTERS {
+            let services: BTreeSet<(&str, String)> = report
+                .instances
+                .iter()
+                .flat_map(|instance| {
+                    let labels = instance.services.iter().map(super::Service::label);
+                    labels.map(|service| (instance.id.as_str(), service))
+                })
+                .collect();
+            let kept = |instance: &str, service: &String| services.contains(&(instance, service.clone()));
             self.sheds
-                .retain(|(instance, ..), _| present.contains(instance.as_str()));
+                .retain(|(instance, service, _), _| kept(instance, service));
             self.transitions
-                .retain(|(instance, ..), _| present.contains(instance.as_str()));
+                .retain(|(instance, service, _), _| kept(instance, service));
             self.reloads
                 .retain(|(instance, _), _| present.contains(instance.as_str()));
         }
@@ -252,6 +261,25 @@ mod tests {
                 .reloads
                 .contains_key(&("/pods/1999".to_owned(), ReloadResult::Done))
         );
+    }
+
+    /// Who may write a master.cf can give an entry another name every second.
+    #[test]
+    fn counters_are_bounded_however_many_services_come_and_go() {
+        let board = Board::new(start());
+        let mut report = report();
+        report.instances.truncate(1);
+        report.instances[0].services.truncate(1);
+        let id = report.instances[0].id.clone();
+        for n in 0..2000 {
+            report.instances[0].services[0].name = format!("192.0.2.1:{n}");
+            board.publish(report.clone(), start());
+            board.count_transition(&id, &format!("192.0.2.1:{n}/inet"), State::Stressed);
+        }
+        let counters = board.counters();
+        assert!(counters.transitions.len() + counters.sheds.len() <= KEPT_COUNTERS);
+        let last = (id, "192.0.2.1:1999/inet".to_owned(), State::Stressed);
+        assert_eq!(counters.transitions[&last], 1);
     }
 
     #[test]
