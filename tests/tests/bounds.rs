@@ -87,13 +87,13 @@ fn growth(daemon: &Daemon<'_>, before: u64) -> f64 {
     daemon.usage().unwrap().resident_bytes as f64 / before as f64
 }
 
-/// A place in every table of sources is worth 16,384 clients; half as many again must push others out, and no more. `cargo
-/// xtask soak` sends a million.
+/// There are 32,768 places for each kind of source; half as many clients again must push others out. `cargo xtask soak` sends
+/// a million.
 #[test]
 fn more_source_prefixes_than_places_evict_the_oldest_and_take_no_memory() {
-    const PLACES: f64 = 16_384.0;
+    const PLACES: f64 = 32_768.0;
     let soak = std::env::var_os("SENTINEL_SOAK_SECONDS").is_some();
-    let clients = if soak { 1_000_000 } else { 24_576 };
+    let clients = if soak { 1_000_000 } else { 49_152 };
     let lab = Exposed::new();
     let sentinel = lab.sentinel();
     let daemon = sentinel.start().unwrap();
@@ -110,15 +110,22 @@ fn more_source_prefixes_than_places_evict_the_oldest_and_take_no_memory() {
     // Packets can be lost on a wire; there must be enough left to prove the point.
     wait_until("every client beyond the places to push one out", PATIENCE, || {
         let beyond = counted() - PLACES;
-        Ok(beyond > 0.2 * PLACES && evicted("ipv4_32") == beyond && evicted("ipv4_24") == beyond)
+        Ok(beyond > 0.2 * PLACES && evicted("ipv4_32") >= beyond && evicted("ipv4_24") >= beyond)
     })
     .unwrap();
+    // Places are handed out in sets, so that some are pushed out before all of the others are taken; most are not.
+    assert!(
+        evicted("ipv4_32") < 0.5 * counted() || soak,
+        "{}",
+        evicted("ipv4_32")
+    );
     assert_eq!(evicted("ipv6_64"), 0.0);
     // They have all left again, so not one of them had to be forgotten.
     assert_eq!(sum(&daemon, "connection_evictions_total", &[]), Some(0.0));
     let growth = growth(&daemon, before.resident_bytes);
     assert!(growth < 1.1, "resident memory grew to {growth} of what it was");
-    assert_eq!(daemon.usage().unwrap().descriptors, before.descriptors);
+    // A request that is being served has one of its own.
+    assert!(daemon.usage().unwrap().descriptors <= before.descriptors + 1);
     println!(
         "soak: {} connections, each from a /24 of its own, {} of which were forgotten; resident memory went to {growth:.3} of \
          what it was",

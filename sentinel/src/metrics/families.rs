@@ -101,7 +101,7 @@ fn own_work(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<
     let Some(evictions) = counters.evictions else {
         return Ok(());
     };
-    let help = "Source prefixes that were forgotten, the longest unseen first, to make room for newer ones; at least so many";
+    let help = "Source prefixes that were forgotten, to make room for newer ones";
     let mut family = counter(encoder, "source_evictions", help)?;
     for (kind, n) in [
         ("ipv4_32", evictions.v4_hosts),
@@ -111,7 +111,7 @@ fn own_work(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<
         total(&mut family, &[("prefix", kind)], n)?;
     }
     let help = "Open connections that were forgotten to make room for newer ones, so that their greeting and their end \
-                are not counted; at least so many";
+                are not counted";
     let mut family = counter(encoder, "connection_evictions", help)?;
     family.encode_counter::<NoLabelSet, u64, f64>(&evictions.connections, None)
 }

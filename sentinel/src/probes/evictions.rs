@@ -1,9 +1,9 @@
 //! What the bounded maps had to forget.
 
-use sentinel_ebpf::{MAX_CONNECTIONS, MAX_SOURCES, SourceKind};
+use aya::maps::{MapData, MapError, PerCpuArray};
+use sentinel_ebpf::{CONNECTION_EVICTIONS, SourceKind};
 
-/// Entries that were dropped to make room for newer ones, since the daemon began. At least these: a map begins to forget
-/// when up to some hundred of its places, which each CPU keeps at hand for itself, are still free (kernel/bpf/bpf_lru_list.c).
+/// Entries that were dropped to make room for newer ones, since the daemon began.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Evictions {
     /// IPv4 addresses.
@@ -17,35 +17,17 @@ pub struct Evictions {
 }
 
 impl Evictions {
-    /// Takes in what has gone into the maps and was not taken out again. Never goes down: of the connections only those
-    /// beyond the map are known to be gone, and those that end make the sum smaller.
-    pub(super) fn see(&mut self, sources: [u64; SourceKind::COUNT as usize], connections: u64) {
-        let beyond = |kind: SourceKind| sources[kind as usize].saturating_sub(u64::from(MAX_SOURCES));
-        self.v4_hosts = beyond(SourceKind::V4Host);
-        self.v4_nets = beyond(SourceKind::V4Net);
-        self.v6_nets = beyond(SourceKind::V6Net);
-        // Read on one CPU after the other, the sum can be off to below zero.
-        let connections = connections.cast_signed().max(0).cast_unsigned();
-        let beyond = connections.saturating_sub(u64::from(MAX_CONNECTIONS));
-        self.connections = self.connections.max(beyond);
+    pub(super) fn read(counts: &PerCpuArray<MapData, u64>) -> Result<Self, MapError> {
+        let of = |index: u32| Ok::<_, MapError>(counts.get(&index, 0)?.iter().sum());
+        Ok(Self {
+            v4_hosts: of(SourceKind::V4Host as u32)?,
+            v4_nets: of(SourceKind::V4Net as u32)?,
+            v6_nets: of(SourceKind::V6Net as u32)?,
+            connections: of(CONNECTION_EVICTIONS)?,
+        })
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_beyond_the_maps_is_gone_and_stays_so() {
-        let mut evictions = Evictions::default();
-        evictions.see([u64::from(MAX_SOURCES), 0, 0], u64::MAX);
-        assert_eq!(evictions, Evictions::default());
-        evictions.see([u64::from(MAX_SOURCES) + 7, 3, 0], u64::from(MAX_CONNECTIONS) + 2);
-        assert_eq!(
-            (evictions.v4_hosts, evictions.v4_nets, evictions.connections),
-            (7, 0, 2)
-        );
-        evictions.see([u64::from(MAX_SOURCES) + 7, 3, 0], 0);
-        assert_eq!(evictions.connections, 2);
+    pub(super) fn of_sources(&self) -> u64 {
+        self.v4_hosts + self.v4_nets + self.v6_nets
     }
 }

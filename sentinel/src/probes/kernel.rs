@@ -10,13 +10,14 @@ use std::{fs, io};
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::programs::{CgroupAttachMode, ProgramError, RawTracePoint, SockOps};
 use aya::{Ebpf, EbpfLoader};
-use sentinel_ebpf::{AF_INET, AF_INET6, ListenerKey, ListenerStats, PORT_WORDS, SlotId, SourceKind};
+use sentinel_ebpf::{AF_INET, AF_INET6, ListenerKey, ListenerStats, PORT_WORDS, SlotId};
 
 use super::error::Error;
+use super::evictions::Evictions;
 use super::log::Drain;
 use super::offsets;
 use super::overflow::{self, OverflowSource};
-use super::sources::{SourceMaps, Sources};
+use super::sources::{SourceMap, Sources};
 use crate::privileges::{Capabilities, Capability};
 use crate::signals::ListenerId;
 
@@ -29,8 +30,8 @@ pub(super) struct Kernel {
     ports: Array<MapData, u64>,
     stats: PerCpuArray<MapData, ListenerStats>,
     epoch: Array<MapData, u32>,
-    followed: PerCpuArray<MapData, u64>,
-    sources: SourceMaps,
+    evictions: PerCpuArray<MapData, u64>,
+    sources: SourceMap,
     /// What `ports` says, so that only words that change are written.
     watched_ports: BTreeSet<u16>,
 }
@@ -52,13 +53,8 @@ impl Kernel {
             ports: take(&mut ebpf, "PORTS")?,
             stats: take(&mut ebpf, "STATS")?,
             epoch: take(&mut ebpf, "EPOCH")?,
-            followed: take(&mut ebpf, "FOLLOWED")?,
-            sources: SourceMaps {
-                v4_host: take(&mut ebpf, "SOURCES_V4_HOST")?,
-                v4_net: take(&mut ebpf, "SOURCES_V4_NET")?,
-                v6_net: take(&mut ebpf, "SOURCES_V6_NET")?,
-                inserts: take(&mut ebpf, "SOURCE_INSERTS")?,
-            },
+            evictions: take(&mut ebpf, "EVICTIONS")?,
+            sources: SourceMap(take(&mut ebpf, "SOURCES")?),
             watched_ports: BTreeSet::new(),
             ebpf,
         })
@@ -156,16 +152,14 @@ impl Kernel {
     }
 
     pub(super) fn sources(&self, top: usize) -> Result<Sources, Error> {
-        Ok(self.sources.read(top)?)
+        Ok(Sources {
+            prefixes: self.sources.read(top)?,
+            forgotten: self.evictions()?.of_sources(),
+        })
     }
 
-    /// What went into the maps and was not taken out again: sources by kind, and connections. What is not there either
-    /// was forgotten.
-    pub(super) fn remembered(&self) -> Result<([u64; SourceKind::COUNT as usize], u64), Error> {
-        // A connection may end on another CPU than it began on, so one count alone may be below zero.
-        let cpus = self.followed.get(&0, 0)?;
-        let followed = cpus.iter().fold(0_u64, |sum, cpu| sum.wrapping_add(*cpu));
-        Ok((self.sources.inserted()?, followed))
+    pub(super) fn evictions(&self) -> Result<Evictions, Error> {
+        Ok(Evictions::read(&self.evictions)?)
     }
 
     /// How often the programs have run; only counted while a descriptor of `enable_stats` is open.

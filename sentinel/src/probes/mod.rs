@@ -49,7 +49,6 @@ pub struct Probes {
     slots: Slots,
     /// None until the first reading brings a time.
     epochs: Option<Epochs>,
-    evictions: Evictions,
 }
 
 /// Connections, early disconnects, sources: raw tracepoint inet_sock_set_state.
@@ -180,15 +179,10 @@ impl Probes {
     }
 
     /// What the maps had to forget so far; `None` without BPF. Costs a few system calls.
-    pub fn evictions(&mut self) -> Option<Evictions> {
-        match self.kernel.as_ref()?.remembered() {
-            Ok((sources, connections)) => self.evictions.see(sources, connections),
-            Err(error) => {
-                tracing::warn!(%error, "cannot read how much the BPF maps have forgotten");
-                return None;
-            }
-        }
-        Some(self.evictions)
+    pub fn evictions(&self) -> Option<Evictions> {
+        let read = self.kernel.as_ref()?.evictions();
+        read.inspect_err(|error| tracing::warn!(%error, "cannot read how much the BPF maps have forgotten"))
+            .ok()
     }
 
     /// The `top` source prefixes with the most early disconnects, then connections, over all listeners that are or were
@@ -249,7 +243,6 @@ impl Probes {
             watched: HashMap::new(),
             slots,
             epochs: None,
-            evictions: Evictions::default(),
         }
     }
 
@@ -271,7 +264,6 @@ impl Probes {
             watched: HashMap::new(),
             slots: Slots::new(),
             epochs: None,
-            evictions: Evictions::default(),
         }
     }
 }
