@@ -28,6 +28,8 @@ pub(super) struct Service {
     pub(super) under_way: Option<InFlight>,
     /// Our lines were on the entry when master.cf was last read.
     pub(super) lines_in_file: bool,
+    /// When the history was told last that somebody else edits the file while our lines are in it.
+    pub(super) outside_told: Option<Instant>,
     pub(super) shedding: Shedding,
     /// When the kernel was last asked for its connections.
     pub(super) walked_at: Option<Instant>,
@@ -57,6 +59,7 @@ impl Service {
             seen: None,
             under_way: None,
             lines_in_file: false,
+            outside_told: None,
             shedding: Shedding::new(config.detect.dwell),
             walked_at: None,
         }
@@ -65,6 +68,13 @@ impl Service {
     /// Our edit is on the entry.
     pub(super) fn in_force(&self) -> bool {
         self.controller.state() != State::Normal
+    }
+
+    /// Nothing is under way that the next act would have to wait for.
+    pub(super) fn at_leisure(&self, now: Instant) -> bool {
+        self.under_way
+            .as_ref()
+            .is_none_or(|act| act.verification.outlived(now))
     }
 
     /// maxproc, when there is a limit.
