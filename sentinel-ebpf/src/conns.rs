@@ -5,9 +5,9 @@
 //! nanoseconds lose one connection; that one's end and greeting are not counted.
 
 use aya_ebpf::{macros::map, maps::Array};
-use sentinel_ebpf::{CONNECTION_EVICTIONS, MAX_CONNECTIONS, SlotId};
+use sentinel_ebpf::{CONNECTION_EVICTIONS, MAX_CONNECTIONS, SlotId, set_of};
 
-use crate::maps::{count_eviction, set_of};
+use crate::maps::count_eviction;
 
 const WAYS: usize = 8;
 const SETS: u32 = MAX_CONNECTIONS / WAYS as u32;

@@ -166,15 +166,6 @@ pub struct SourceSet {
     pub early: [u64; SOURCE_WAYS],
 }
 
-impl SourceSet {
-    pub const EMPTY: Self = Self {
-        prefix: [0; SOURCE_WAYS],
-        last_ns: [0; SOURCE_WAYS],
-        connections: [0; SOURCE_WAYS],
-        early: [0; SOURCE_WAYS],
-    };
-}
-
 /// A kind of source prefix: index of its count of evictions, and of its part of the sets.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,7 +180,21 @@ pub enum SourceKind {
 
 impl SourceKind {
     pub const COUNT: u32 = 3;
+    /// All of them, by index.
     pub const ALL: [Self; Self::COUNT as usize] = [Self::V4Host, Self::V4Net, Self::V6Net];
+
+    /// Index of the [`SourceSet`] of a prefix.
+    #[inline(always)]
+    pub const fn set_of(self, prefix: u64) -> u32 {
+        self as u32 * SOURCE_SETS + set_of(prefix, SOURCE_SETS)
+    }
+}
+
+/// Which of `sets` (a power of two) a key belongs to: the upper bits of a product with 2^64 / golden ratio (Knuth, The Art of
+/// Computer Programming 6.4), in which all bits of the key have a say.
+#[inline(always)]
+pub const fn set_of(key: u64, sets: u32) -> u32 {
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - sets.ilog2())) as u32
 }
 
 /// Index of the count of forgotten connections, after those of the kinds of sources.

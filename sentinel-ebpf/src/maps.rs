@@ -57,13 +57,6 @@ pub(crate) fn count_eviction(of: u32) -> u64 {
     *evictions
 }
 
-/// Which of `sets` (a power of two) a key belongs to: the upper bits of a product with 2^64 / golden ratio (Knuth, The Art of
-/// Computer Programming 6.4), in which all bits of the key have a say.
-#[inline(always)]
-pub(crate) fn set_of(key: u64, sets: u32) -> u32 {
-    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - sets.ilog2())) as u32
-}
-
 /// Adds in one instruction, which 5.10 knows too. `core` has no fetch_add for BPF: it wants compare-and-exchange.
 #[inline(always)]
 pub(crate) fn add(counter: &mut u64, amount: u64) {

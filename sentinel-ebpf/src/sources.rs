@@ -9,7 +9,7 @@ use sentinel_ebpf::{AF_INET6, SOURCE_SETS, SOURCE_WAYS, SourceKind, SourceSet};
 
 use crate::{
     conns::Conn,
-    maps::{add, count_eviction, set_of},
+    maps::{add, count_eviction},
     sock::{Head, Sock},
 };
 
@@ -143,7 +143,7 @@ fn change_early(kind: SourceKind, prefix: u64, change: u64) {
 
 #[inline(always)]
 fn set(kind: SourceKind, prefix: u64) -> Option<&'static mut SourceSet> {
-    let set = SOURCES.get_ptr_mut(kind as u32 * SOURCE_SETS + set_of(prefix, SOURCE_SETS))?;
+    let set = SOURCES.get_ptr_mut(kind.set_of(prefix))?;
     // SAFETY: a map value lives as long as the program; what other CPUs do to it meanwhile is said above.
     Some(unsafe { &mut *set })
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -173,8 +173,9 @@ impl Kernel {
             .sum()
     }
 
-    pub(super) fn forget_sources(&mut self) -> Result<(), Error> {
-        Ok(self.sources.clear()?)
+    /// Takes an IPv4 client out of the sources.
+    pub(super) fn forget_source(&mut self, client: Ipv4Addr) -> Result<(), Error> {
+        Ok(self.sources.forget(client)?)
     }
 }
 

@@ -45,12 +45,22 @@ impl SourceMap {
         Ok(prefixes)
     }
 
-    /// Forgets every source, as if none had been seen.
-    pub(super) fn clear(&mut self) -> Result<(), MapError> {
-        for index in SourceKind::ALL.into_iter().flat_map(indices) {
-            if self.0.get(&index, 0)? != SourceSet::EMPTY {
-                self.0.set(index, SourceSet::EMPTY, 0)?;
+    /// Forgets an IPv4 client, as if it had never come.
+    pub(super) fn forget(&mut self, client: Ipv4Addr) -> Result<(), MapError> {
+        let [a, b, c, _] = client.octets();
+        for (kind, prefix) in [
+            (SourceKind::V4Host, client),
+            (SourceKind::V4Net, Ipv4Addr::new(a, b, c, 0)),
+        ] {
+            let prefix = u64::from(u32::from_ne_bytes(prefix.octets()));
+            let index = kind.set_of(prefix);
+            let mut set = self.0.get(&index, 0)?;
+            for place in 0..SOURCE_WAYS {
+                if set.prefix[place] == prefix {
+                    set.last_ns[place] = 0;
+                }
             }
+            self.0.set(index, set, 0)?;
         }
         Ok(())
     }
