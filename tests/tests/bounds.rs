@@ -225,7 +225,8 @@ fn a_thousand_smtpd_in_fifty_namespaces_are_seen_in_time() {
         });
         Ok(seen.count() == INSTANCES)
     };
-    wait_until("all instances to be seen", PATIENCE, all_seen).unwrap();
+    // The first look at each asks postconf(1) several times, one instance after the other.
+    wait_until("all instances to be seen", 10 * PATIENCE, all_seen).unwrap();
     assert_eq!(sum(&daemon, "process_limit", &[]), Some(1000.0));
     // Counted from the look after the one that found them.
     wait_until("all listeners to be counted", PATIENCE, || {
