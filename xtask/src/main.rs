@@ -3,6 +3,7 @@
 mod bench;
 mod dashboard;
 mod demo;
+mod dist;
 mod kernels;
 mod lab;
 mod packages;
@@ -50,6 +51,8 @@ enum Task {
         #[arg(long)]
         no_kernels: bool,
     },
+    /// Set up, then make the Debian package and the RPM: target/dist
+    Dist,
     /// Boot Debian's kernels in qemu, play the probes' scenarios on each, and write down what runs where
     Kernels {
         /// Only these: 5.10, 6.1, 6.12, 7, oldest, newest; the table in the docs stays as it is then
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Task::Test { filter, no_kernels } => test::run(filter.as_deref(), !no_kernels),
         Task::Kernels { only } => kernels::run(&only),
         Task::Demo => demo::run(),
+        Task::Dist => dist::run(),
         Task::Dashboard => dashboard::run(),
         Task::Bench { arguments } => bench::run(&arguments),
     };
