@@ -136,3 +136,16 @@ fn put(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     fs::write(path, bytes)?;
     Ok(fs::set_permissions(path, Permissions::from_mode(mode))?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_packages_are_as_old_as_the_changelog_says() {
+        let changelog = template("changelog").unwrap();
+        let time = jiff::Timestamp::from_second(TIME.into()).unwrap();
+        let date = time.strftime("%a, %d %b %Y %H:%M:%S +0000").to_string();
+        assert!(changelog.contains(&format!("  {date}\n")), "{date}");
+    }
+}
