@@ -122,6 +122,7 @@ fn the_families_are_those_that_were_promised() {
         "connections",
         "early_disconnects",
         "greeting_seconds",
+        "headroom_slots",
         "instances_deferred",
         "native_stress",
         "omitted",

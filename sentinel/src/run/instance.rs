@@ -32,6 +32,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// The same while slots are running out.
 const LOOK_CLOSELY_EVERY: Duration = Duration::from_millis(100);
 
+/// How often it is looked how many more slots the machine bears, while slots are running out.
+const ROOM_EVERY: Duration = Duration::from_secs(1);
+
 /// From this share of the trip threshold on it is looked at closely.
 const LOOK_CLOSELY_FROM: f64 = 0.5;
 
@@ -65,6 +68,7 @@ pub(super) struct Instance {
     /// master.cf without our lines, as it was read last.
     plain: Option<Digest>,
     looked_at: Option<Instant>,
+    room_at: Option<Instant>,
     /// Slots are running out: it is looked at closely.
     close: bool,
     /// Number of smtpd processes, and start time of the newest.
@@ -125,6 +129,7 @@ impl Instance {
             stamped_at: None,
             plain: None,
             looked_at: None,
+            room_at: None,
             close: false,
             newest: (0, 0),
             gone_since: None,
@@ -274,7 +279,7 @@ impl Instance {
         Some(Reread {
             bytes,
             others_changed,
-            gone: known.into_values().filter(Service::in_force).collect(),
+            gone: known.into_values().filter(Service::has_ours).collect(),
         })
     }
 
@@ -309,7 +314,7 @@ impl Instance {
     /// Whether so many slots may be busy that it is worth to look closely. There are never more busy slots than
     /// processes, and those stay for max_idle; never more, either, than were held at the last look and have come since.
     fn may_fill(&self, service: &Service, config: &Config, counted: &mut Counted<'_>) -> bool {
-        if service.in_force() {
+        if service.has_ours() {
             return true;
         }
         let Some(slots) = service.slots() else {
@@ -325,8 +330,14 @@ impl Instance {
     }
 
     /// Looks at the sockets. `probed` must have been read before: who comes in between is then still to come.
-    pub(super) fn look(&mut self, probed: &Probed, now: Instant) -> Vec<Found> {
+    pub(super) fn look(&mut self, config: &Config, probed: &Probed, now: Instant) -> Vec<Found> {
         self.looked_at = Some(now);
+        if self.close && config.act.headroom > 1.0 && self.room_is_due(now) {
+            let workers = self.smtpd.value().map_or(&[][..], Vec::as_slice);
+            for service in self.services.iter_mut().filter(|service| !service.has_ours()) {
+                service.look_for_room(config.act.headroom, self.master.pid, workers);
+            }
+        }
         let services = self.services.iter_mut().map(|service| {
             let vacant = service.is_vacant(probed, now);
             if !vacant {
@@ -335,6 +346,16 @@ impl Instance {
             (&service.watched, vacant)
         });
         self.eyes.look(services, &self.screened, &self.smtpd, now)
+    }
+
+    fn room_is_due(&mut self, now: Instant) -> bool {
+        let due = self
+            .room_at
+            .is_none_or(|at| now.saturating_duration_since(at) >= ROOM_EVERY);
+        if due {
+            self.room_at = Some(now);
+        }
+        due
     }
 
     /// How soon it wants the next tick.
