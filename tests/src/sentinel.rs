@@ -186,6 +186,11 @@ impl Sentinel {
         &self.program
     }
 
+    /// Where the daemon serves /metrics, on the loopback of the namespace that it runs in.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
     pub fn config(&self) -> PathBuf {
         self.base.join("config.toml")
     }
