@@ -18,6 +18,7 @@ pub mod debian;
 pub mod judge;
 mod lab;
 mod load;
+pub mod manifests;
 pub mod master_cf;
 pub mod metrics;
 pub mod monitoring;
@@ -28,6 +29,7 @@ pub mod senders;
 pub mod sentinel;
 pub mod sockets;
 pub mod stand_in;
+pub mod tools;
 pub mod unit;
 pub mod usage;
 
