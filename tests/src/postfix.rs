@@ -18,6 +18,7 @@ use anyhow::{Context, Result, ensure};
 use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::clock::{wait_for, wait_until};
+use crate::container::{self, Container};
 use crate::netns::Namespace;
 
 /// Debian's place first, then where other distributions keep it.
@@ -53,9 +54,32 @@ wait
 rm -rf -- "$2"
 "#;
 
+/// The same for a container. $1: master. $2: the directory that goes with it. $3: the script that sets the container up, of
+/// [`container`]. $4: its cgroup. $5: how its master.cf is mounted. The pid that is told is that of unshare(1), whose one child
+/// is the first process of the container, and takes all others with it.
+const CONTAINER_GUARD: &str = r#"
+sh -c 'echo $$ >"$4/cgroup.procs" && exec unshare --mount --pid --uts --ipc --propagation private --fork --kill-child \
+    sh -c "$3" sh "$1" "$2" "$5"' sh "$@" >"$2/setup.log" 2>&1 &
+outer=$!
+echo "$outer"
+read -r _
+for process in $(cat "/proc/$outer/task/$outer/children" 2>/dev/null); do
+    kill -KILL "$process" 2>/dev/null
+done
+wait
+rm -rf -- "$2"
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+    rmdir -- "$4" 2>/dev/null && break
+    sleep 0.1
+done
+rmdir -- "${4%/*}" 2>/dev/null
+"#;
+
 /// What to start.
 #[derive(Debug)]
 pub(crate) struct Plan {
+    /// In a container of its own.
+    pub(crate) container: Option<Container>,
     pub(crate) main_cf: String,
     pub(crate) master_cf: String,
     pub(crate) read_only_master_cf: bool,
@@ -65,6 +89,8 @@ pub(crate) struct Plan {
 #[derive(Debug)]
 pub struct Postfix {
     base: PathBuf,
+    /// Where the instance itself lies: `base`, or in a container's root below it.
+    tree: PathBuf,
     guard: Child,
     master_pid: i32,
 }
@@ -106,6 +132,9 @@ impl Postfix {
             .map(|directory| Path::new(directory).join("master"))
             .find(|path| path.exists())
             .context("Postfix is not installed: run `cargo xtask setup`")?;
+        if let Some(container) = &plan.container {
+            return Self::start_in(namespace, base, plan, container, &master);
+        }
         lay_out(base)?;
         let config = base.join("config");
         fs::write(
@@ -119,31 +148,74 @@ impl Postfix {
         } else {
             PathBuf::new()
         };
-        let mut guard = namespace.run(|| {
-            Command::new("sh")
+        let (guard, master_pid) = start_guard(namespace, || {
+            let mut command = Command::new("sh");
+            command
                 .args(["-c", GUARD, "guard"])
                 .args([&master, base, &read_only])
                 // What postfix(1) sets for every command that it starts, and what tells the instance from outside.
-                .env("MAIL_CONFIG", &config)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                // Out of reach of a Ctrl-C, which would take the guard before its work.
-                .process_group(0)
-                .spawn()
-                .context("starting the guard of Postfix")
+                .env("MAIL_CONFIG", &config);
+            command
         })?;
-        let mut line = String::new();
-        let stdout = guard.stdout.take().context("the guard has no standard output")?;
-        BufReader::new(stdout).read_line(&mut line)?;
-        let master_pid = line
-            .trim()
-            .parse()
-            .context("the guard did not tell master's process id")?;
         let postfix = Self {
             base: base.to_owned(),
+            tree: base.to_owned(),
             guard,
             master_pid,
         };
+        postfix.wait_started()?;
+        Ok(postfix)
+    }
+
+    /// In a container: its own root, made of the machine's /usr and what is needed of /etc, with mount, pid, uts and ipc
+    /// namespaces of its own, in a cgroup that is named as runtimes do it. master is its first process.
+    fn start_in(
+        namespace: &Namespace,
+        base: &Path,
+        plan: &Plan,
+        container: &Container,
+        master: &Path,
+    ) -> Result<Self> {
+        let tree = container.lay_out(base)?;
+        let config = tree.join("config");
+        let main_cf = crate::master_cf::main_cf(Path::new(container::TREE), &plan.main_cf);
+        fs::write(config.join("main.cf"), main_cf)?;
+        fs::write(config.join("master.cf"), &plan.master_cf)?;
+        fs::write(tree.join("mail.log"), "")?;
+        container.fill_mount(base, &config)?;
+        let cgroup = container.make_cgroup()?;
+        let (guard, outer) = start_guard(namespace, || {
+            let mut command = Command::new("sh");
+            command
+                .args(["-c", CONTAINER_GUARD, "guard"])
+                .args([master, base])
+                .arg(container::SET_UP)
+                .arg(&cgroup)
+                .arg(container.mount.word())
+                .env("MAIL_CONFIG", Path::new(container::TREE).join("config"));
+            command
+        })?;
+        let first = wait_for("the first process of the container", START, || {
+            let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"));
+            Ok(children
+                .ok()
+                .and_then(|text| text.split_whitespace().next()?.parse().ok()))
+        });
+        let postfix = Self {
+            base: base.to_owned(),
+            tree,
+            guard,
+            master_pid: first
+                .with_context(|| fs::read_to_string(base.join("setup.log")).unwrap_or_default())?,
+        };
+        postfix
+            .wait_started()
+            .with_context(|| fs::read_to_string(base.join("setup.log")).unwrap_or_default())?;
+        Ok(postfix)
+    }
+
+    fn wait_started(&self) -> Result<()> {
+        let (postfix, master_pid) = (self, self.master_pid);
         wait_until("master to start", START, || {
             ensure!(
                 Path::new(&format!("/proc/{master_pid}/exe")).exists(),
@@ -151,8 +223,7 @@ impl Postfix {
                 postfix.log()
             );
             Ok(postfix.log().contains("daemon started"))
-        })?;
-        Ok(postfix)
+        })
     }
 
     pub fn master_pid(&self) -> i32 {
@@ -165,7 +236,7 @@ impl Postfix {
     }
 
     pub fn config_dir(&self) -> PathBuf {
-        self.base.join("config")
+        self.tree.join("config")
     }
 
     pub fn master_cf_path(&self) -> PathBuf {
@@ -182,7 +253,7 @@ impl Postfix {
 
     /// The mail log so far.
     pub fn log(&self) -> String {
-        fs::read(self.base.join("mail.log"))
+        fs::read(self.tree.join("mail.log"))
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
     }
@@ -227,12 +298,40 @@ impl Postfix {
     }
 }
 
-impl Drop for Postfix {
-    fn drop(&mut self) {
+impl Postfix {
+    /// Ends it, and takes its directory away. Twice is once.
+    pub(crate) fn stop(&mut self) {
         // The end of its input is the guard's sign; it is bounded by itself (GUARD), so this wait is.
         drop(self.guard.stdin.take());
         let _ = self.guard.wait();
     }
+}
+
+impl Drop for Postfix {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Starts a guard in `namespace`, and returns it with the process id that it tells.
+fn start_guard(namespace: &Namespace, command: impl FnOnce() -> Command + Send) -> Result<(Child, i32)> {
+    let mut guard = namespace.run(|| {
+        command()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // Out of reach of a Ctrl-C, which would take the guard before its work.
+            .process_group(0)
+            .spawn()
+            .context("starting the guard of Postfix")
+    })?;
+    let mut line = String::new();
+    let stdout = guard.stdout.take().context("the guard has no standard output")?;
+    BufReader::new(stdout).read_line(&mut line)?;
+    let pid = line
+        .trim()
+        .parse()
+        .context("the guard did not tell the process id of what it started")?;
+    Ok((guard, pid))
 }
 
 /// The directories that `postfix check` would make (conf/postfix-files), without a start of its scripts.

@@ -31,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Settings {
     /// Instead of the lab's own configuration directory; [`Sentinel::install_for`] is told all of them.
     pub config_dir: Option<PathBuf>,
+    /// Lines of `[discovery]` besides config_dirs.
+    pub discovery: String,
     /// Lines of `[detect]`.
     pub detect: String,
     /// Lines of `[act]`.
@@ -47,6 +49,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             config_dir: None,
+            discovery: String::new(),
             detect: "dwell = \"3s\"\ntrip_dwell = \"1s\"".to_owned(),
             act: "mode = \"enforce\"\nmin_interval = \"1s\"".to_owned(),
             watch: String::new(),
@@ -81,6 +84,7 @@ pub struct Answer {
 pub struct Entry {
     pub time: String,
     pub kind: String,
+    pub instance: Option<String>,
     pub service: Option<String>,
     pub from: Option<String>,
     pub to: Option<String>,
@@ -137,6 +141,7 @@ impl Sentinel {
         let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let Settings {
             config_dir: _,
+            discovery,
             detect,
             act,
             watch,
@@ -151,7 +156,7 @@ impl Sentinel {
             beside: None,
         };
         let text = format!(
-            "[discovery]\nconfig_dirs = {config_dirs:?}\n[watch]\n{watch}\n[detect]\n{detect}\n[act]\n{act}\n\
+            "[discovery]\nconfig_dirs = {config_dirs:?}\n{discovery}\n[watch]\n{watch}\n[detect]\n{detect}\n[act]\n{act}\n\
              [metrics]\nlisten = \"{http}\"\n[paths]\nstate_dir = {:?}\nruntime_dir = {:?}\n{more}\n",
             sentinel.state_dir(),
             sentinel.runtime_dir(),

@@ -10,11 +10,12 @@ use super::hands::{Done, Hands};
 use super::instance::Instance;
 use super::report;
 use super::service::Service;
-use crate::actuator::Progress;
+use crate::actuator::{Progress, read_followed};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::controller::{Act, Gate, Plan, State, Transition};
-use crate::postfix::discovery;
+use crate::postfix::root::Container;
+use crate::postfix::{Home, Master, discovery, edit, fair};
 use crate::probes::{ListenerReading, Probes};
 use crate::signals::ListenerId;
 use crate::signals::overflows::listen_overflows;
@@ -47,6 +48,8 @@ pub(super) struct Engine {
     discovered_at: Option<Instant>,
     reported_at: Option<Instant>,
     watched: BTreeSet<ListenerId>,
+    /// How many masters there was no room for.
+    passed_over: usize,
 }
 
 type Probed = HashMap<ListenerId, ListenerReading>;
@@ -69,15 +72,17 @@ impl Engine {
             discovered_at: None,
             reported_at: None,
             watched: BTreeSet::new(),
+            passed_over: 0,
         }
     }
 
     /// Gives back what an earlier run left behind, and writes down what the probes can do.
     pub(super) fn begin(&mut self, now: Now) {
         if self.hands.mode() != Mode::DryRun {
-            let mut dirs = self.config.discovery.config_dirs.clone();
-            dirs.extend(self.running().into_iter().map(|master| master.config_dir));
-            self.hands.restore(&dirs, now);
+            let configured = self.config.discovery.config_dirs.iter().map(Home::own);
+            let running = self.running();
+            let homes: Vec<Home> = configured.chain(running.iter().map(Master::home)).collect();
+            self.hands.restore(&homes, now);
         }
         for probe in self.probes.health() {
             self.hands.probe(probe, now);
@@ -113,8 +118,8 @@ impl Engine {
         }
     }
 
-    fn running(&self) -> Vec<crate::postfix::Master> {
-        discovery::masters(&self.config.discovery.config_dirs).unwrap_or_else(|error| {
+    fn running(&self) -> Vec<Master> {
+        discovery::masters(&self.config.discovery.scope()).unwrap_or_else(|error| {
             tracing::error!("cannot look for running masters: {error}");
             Vec::new()
         })
@@ -133,25 +138,59 @@ impl Engine {
             return;
         }
         self.discovered_at = Some(now.mono);
-        let room = self.config.discovery.max_instances;
-        for master in self.running() {
+        let (masters, over) = fair::choose(self.running(), self.config.discovery.max_instances);
+        self.pass_over(&over, now);
+        for master in masters {
             let count = self.instances.len();
-            let id = master.config_dir.display().to_string();
+            let id = master.home().name();
             match self.instances.iter_mut().find(|instance| instance.id == id) {
-                Some(instance) if instance.master == master => {}
+                // Whoever claims the place of one that lives is not believed.
+                Some(instance) if instance.alive() => {}
                 Some(instance) => {
                     tracing::info!(instance = %id, pid = master.pid, "Postfix was restarted");
                     instance.replace_master(master);
                 }
-                None if count < room => {
+                None if count < self.config.discovery.max_instances => {
                     tracing::info!(instance = %id, pid = master.pid, "Postfix found");
+                    self.take_out_what_is_left(&master, now);
                     self.instances.push(Instance::new(master, &self.config));
                 }
-                None => tracing::warn!(instance = %id, "not watched: discovery.max_instances is reached"),
+                // One that has stopped keeps its place for a moment.
+                None => {}
             }
         }
         self.forget_stopped(now);
         self.instances.iter_mut().for_each(Instance::try_replaceable);
+    }
+
+    /// Lines of ours in a file that we have not edited are of an earlier life: of a container that was stopped with
+    /// them, or of a daemon that was killed while this Postfix was down.
+    fn take_out_what_is_left(&mut self, master: &Master, now: Now) {
+        let ours = read_followed(&master.home()).is_ok_and(|bytes| !edit::ours(&bytes).is_empty());
+        if ours && self.hands.mode() != Mode::DryRun {
+            self.hands.give_back(&master.home(), now);
+        }
+    }
+
+    /// Those that there is no room for, and lets go of those of them that were watched so far.
+    fn pass_over(&mut self, over: &[Master], now: Now) {
+        if over.len() != std::mem::replace(&mut self.passed_over, over.len()) {
+            tracing::warn!(
+                count = over.len(),
+                "masters that are not watched: discovery.max_instances is reached"
+            );
+        }
+        let hands = &mut self.hands;
+        self.instances.retain_mut(|instance| {
+            let displaced = over.contains(&instance.master);
+            if displaced {
+                let why = "another container has none watched yet, and there is room for no more";
+                tracing::warn!(instance = %instance.id, "no longer watched: {why}");
+                give_back(instance, hands, why, now);
+                hands.release(&instance.master.home());
+            }
+            !displaced
+        });
     }
 
     fn forget_stopped(&mut self, now: Now) {
@@ -165,6 +204,11 @@ impl Engine {
             }
             tracing::info!(instance = %instance.id, "Postfix has stopped");
             give_back(instance, hands, "Postfix has stopped", now);
+            let home = instance.master.home();
+            if let Some(container) = gone_container(&home, instance.alive()) {
+                hands.abandon(container, &home, now);
+            }
+            hands.release(&home);
             false
         });
     }
@@ -262,7 +306,7 @@ fn notice_broken_files(instance: &mut Instance, hands: &mut Hands, now: Now) {
     // A clear that came meanwhile took our lines out, and the master still runs with them.
     let waiting = instance.broken.is_none() && !instance.services.iter().any(Service::in_force);
     if waiting && hands.mode() == Mode::Enforce {
-        hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
+        hands.give_back(&instance.master.home(), now);
     }
 }
 
@@ -296,7 +340,7 @@ fn notice_outside_edits(instance: &mut Instance, hands: &mut Hands, now: Now) {
     // Nothing of ours is left in the file: the journal's account of it is closed, and the master told once if it may
     // still run with what is no longer written anywhere.
     if lost && !instance.services.iter().any(Service::in_force) {
-        hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
+        hands.give_back(&instance.master.home(), now);
     }
 }
 
@@ -410,7 +454,11 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
             }
             Progress::Failed(why) => {
                 if let Some(under_way) = service.under_way.take() {
-                    hands.failed(under_way, &why, now);
+                    let home = under_way.target.master.home();
+                    match gone_container(&home, alive) {
+                        Some(container) => hands.abandon(container, &home, now),
+                        None => hands.failed(under_way, &why, now),
+                    }
                 }
                 if let Some(change) = service.controller.lost(now.mono, why) {
                     instance.budget.clear(now.mono);
@@ -421,13 +469,24 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
     }
 }
 
+/// The container of an instance, if nothing runs in it any more. What is left of its files is a file system that another
+/// start of it may be using by now, and we write nothing there.
+fn gone_container(home: &Home, alive: bool) -> Option<&Container> {
+    let container = home.root.container()?;
+    (!alive && !discovery::inhabited(container.mount_namespace)).then_some(container)
+}
+
 /// Takes everything of ours out of the files of this instance.
 fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
     if !instance.services.iter().any(Service::in_force) {
         return;
     }
     if hands.mode() == Mode::Enforce {
-        hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
+        let home = instance.master.home();
+        match gone_container(&home, instance.alive()) {
+            Some(container) => hands.abandon(container, &home, now),
+            None => hands.give_back(&home, now),
+        }
     }
     for service in instance.services.iter_mut().filter(|service| service.in_force()) {
         let change = Transition {

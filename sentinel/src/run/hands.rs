@@ -12,7 +12,8 @@ use crate::actuator::{
 };
 use crate::clock::Now;
 use crate::controller::{State, Transition};
-use crate::postfix::{Master, ServiceId};
+use crate::postfix::root::Container;
+use crate::postfix::{Home, Master, ServiceId};
 use crate::shed::Offender;
 use crate::sock_diag::SockDiag;
 use crate::status::{Board, Mode, Probe, ProbeState, ReloadResult};
@@ -123,8 +124,30 @@ impl Hands {
     }
 
     /// Gives back whatever of ours is in these files, and in those that the journal names.
-    pub(super) fn restore(&mut self, config_dirs: &[std::path::PathBuf], now: Now) -> RestoreReport {
-        let report = self.actuator.restore(config_dirs, now);
+    pub(super) fn restore(&mut self, homes: &[Home], now: Now) {
+        let report = self.actuator.restore(homes, now);
+        self.tell_restored(&report);
+    }
+
+    /// Gives back whatever of ours is in the file of one instance.
+    pub(super) fn give_back(&mut self, home: &Home, now: Now) {
+        let report = self.actuator.restore_only(std::slice::from_ref(home), now);
+        self.tell_restored(&report);
+    }
+
+    /// The container is gone, and with it what we had in there.
+    pub(super) fn abandon(&mut self, container: &Container, home: &Home, now: Now) {
+        if let Some(restored) = self.actuator.abandon(&container.name, &home.config_dir, now) {
+            tracing::warn!("{restored}");
+        }
+    }
+
+    /// Lets go of what is held open of an instance.
+    pub(super) fn release(&mut self, home: &Home) {
+        self.actuator.release(home);
+    }
+
+    fn tell_restored(&self, report: &RestoreReport) {
         for restored in report
             .items
             .iter()
@@ -132,11 +155,9 @@ impl Hands {
         {
             tracing::warn!("{restored}");
             if matches!(restored.told, Told::Once) {
-                self.board
-                    .count_reload(&restored.config_dir.display().to_string(), ReloadResult::Done);
+                self.board.count_reload(&restored.name, ReloadResult::Done);
             }
         }
-        report
     }
 
     /// Closes a connection that has broken a limit of stress mode. `true` when it was there to be closed.

@@ -258,7 +258,7 @@ fn a_second_sentinel_is_refused() {
     drop(first);
 
     let mut first = bench.actuator();
-    first.claim(bench.dir()).unwrap();
+    first.claim(&bench.paper.master.home()).unwrap();
     let elsewhere = bench.home.path().join("other-state");
     let masters = Box::new(bench.paper.clone());
     let mut second = Actuator::open_with(&elsewhere, ReloadMode::Signal, masters, Steps::default()).unwrap();
@@ -268,7 +268,7 @@ fn a_second_sentinel_is_refused() {
         "{error}"
     );
     first.trip(&bench.target(), &why(), clock::now()).unwrap();
-    let report = second.restore(&[bench.dir().to_owned()], clock::now());
+    let report = second.restore(&[bench.paper.master.home()], clock::now());
     assert!(!report.complete());
     assert_eq!(edit::ours(&bench.bytes()), [id("smtp")]);
 }
