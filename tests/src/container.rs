@@ -153,7 +153,7 @@ impl Container {
     }
 
     /// The guard removes it in the end.
-    pub(crate) fn make_cgroup(&self) -> Result<PathBuf> {
+    pub fn make_cgroup(&self) -> Result<PathBuf> {
         let mounts = fs::read_to_string("/proc/mounts")?;
         let unified = mounts
             .lines()
