@@ -43,6 +43,26 @@ pivot_root . old
 exec chroot . /bin/sh -c 'umount -l /old; exec "$1" -i' sh "$1"
 "#;
 
+/// What the guard of [`crate::postfix`] does, for a container. $1: master. $2: the directory that goes with it. $3: the script that sets the container up, [`SET_UP`]. $4: its cgroup. $5: how its master.cf is mounted. The pid that is told is that of unshare(1), whose one child
+/// is the first process of the container, and takes all others with it.
+pub(crate) const GUARD: &str = r#"
+sh -c 'echo $$ >"$4/cgroup.procs" && exec unshare --mount --pid --uts --ipc --propagation private --fork --kill-child \
+    sh -c "$3" sh "$1" "$2" "$5"' sh "$@" >"$2/setup.log" 2>&1 &
+outer=$!
+echo "$outer"
+read -r _
+for process in $(cat "/proc/$outer/task/$outer/children" 2>/dev/null); do
+    kill -KILL "$process" 2>/dev/null
+done
+wait
+rm -rf -- "$2"
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+    rmdir -- "$4" 2>/dev/null && break
+    sleep 0.1
+done
+rmdir -- "${4%/*}" 2>/dev/null
+"#;
+
 /// How its master.cf is there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Mount {

@@ -29,6 +29,7 @@ pub struct Builder {
     main_cf: String,
     read_only_master_cf: bool,
     container: Option<Container>,
+    own_master: bool,
 }
 
 impl Lab {
@@ -46,6 +47,7 @@ impl Lab {
             main_cf: String::new(),
             read_only_master_cf: false,
             container: None,
+            own_master: false,
         }
     }
 
@@ -54,7 +56,7 @@ impl Lab {
     /// # Errors
     /// As [`Builder::start`].
     pub fn replace_container(&mut self, builder: Builder) -> Result<()> {
-        self.postfix.stop();
+        self.postfix.end();
         self.postfix = builder.start_postfix(&self.server)?;
         Ok(())
     }
@@ -158,6 +160,13 @@ impl Builder {
         self
     }
 
+    /// Runs a copy of master, for [`Postfix::upgrade`].
+    #[must_use]
+    pub fn own_master(mut self) -> Self {
+        self.own_master = true;
+        self
+    }
+
     /// Starts it.
     ///
     /// # Errors
@@ -183,6 +192,7 @@ impl Builder {
             master_cf: self.master_cf,
             read_only_master_cf: self.read_only_master_cf,
             container: self.container,
+            own_master: self.own_master,
         };
         let postfix = Postfix::start(server, base.path(), &plan)?;
         let _ = base.keep();

@@ -1,12 +1,15 @@
 //! `cargo xtask`: set-up, build, test, demo and benchmark. It orders other tools about and knows nothing of the daemon's insides.
 
 mod bench;
+mod dashboard;
 mod demo;
+mod fuzz;
 mod kernels;
 mod lab;
 mod packages;
 mod setup;
 mod shell;
+mod soak;
 mod tally;
 mod test;
 mod toolchain;
@@ -28,7 +31,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Install what is missing, and only that: Postfix (not configured, not started), the BPF toolchain, iproute2, promtool
+    /// Install what is missing, and only that: Postfix (not configured, not started), the BPF toolchain, tools of the tests
     Setup {
         /// Only say what is missing; exit code 1 when something is
         #[arg(long)]
@@ -55,8 +58,18 @@ enum Task {
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
     },
+    /// Set up, then run what takes too long for every run of the tests, and write down in docs/soak.md what came of it
+    Soak {
+        /// Only these: fuzz, masters
+        parts: Vec<String>,
+        /// For how long each
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+        minutes: u64,
+    },
     /// Set up, then show the main job: calm, flood, trip, clear, on a real Postfix in network namespaces
     Demo,
+    /// Set up, then play an episode before a Prometheus and draw what the Grafana dashboard shows of it: docs/episode.svg
+    Dashboard,
     /// Set up, then measure legitimate mail under attack: Postfix's own means and the sentinel, side by side (`bench --help`)
     #[command(disable_help_flag = true)]
     Bench {
@@ -73,7 +86,9 @@ fn main() -> ExitCode {
         Task::Build { release } => build(release),
         Task::Test { filter, no_kernels } => test::run(filter.as_deref(), !no_kernels),
         Task::Kernels { only } => kernels::run(&only),
+        Task::Soak { parts, minutes } => soak::run(&parts, minutes),
         Task::Demo => demo::run(),
+        Task::Dashboard => dashboard::run(),
         Task::Bench { arguments } => bench::run(&arguments),
     };
     match done {

@@ -23,6 +23,7 @@ mod lock;
 mod replace;
 mod restore;
 mod signal;
+mod sockets;
 mod steps;
 mod undo;
 mod verify;
@@ -98,6 +99,8 @@ pub struct Actuator {
     claimed: BTreeMap<String, Arc<ConfigDir>>,
     unwritten: VecDeque<(HistoryEntry, Vec<IntentId>)>,
     passed: check::Passed,
+    /// By [`Home::name`]: the file that was seen last, if its master had every socket of it.
+    bound: BTreeMap<String, Digest>,
 }
 
 impl Actuator {
@@ -126,6 +129,7 @@ impl Actuator {
             claimed: BTreeMap::new(),
             unwritten: VecDeque::new(),
             passed: check::Passed::default(),
+            bound: BTreeMap::new(),
         })
     }
 
@@ -169,6 +173,7 @@ impl Actuator {
     /// Lets go of a directory: what is held open in a container keeps its file system from going away.
     pub fn release(&mut self, home: &Home) {
         self.claimed.remove(&home.name());
+        self.bound.remove(&home.name());
     }
 
     fn checker(&self, master: &Master) -> check::Checker {

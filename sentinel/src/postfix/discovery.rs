@@ -14,32 +14,35 @@
 //! thousand processes that look like a master. So nothing of it is believed beyond that container, no more than
 //! [`LOOKED_AT`] masters of one are looked at, and who of them is watched is decided in [`super::fair`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use procfs::process::Stat;
+use procfs::net::TcpState;
+use procfs::process::{FDTarget, Process, Stat};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::arguments::{config_dir, keeps_session};
 use super::cgroup::{self, Dwelling};
 use super::processes::stat;
 use super::root::Container;
 use super::{Home, Master, Root};
-
-/// Where master looks when nobody tells it (DEF_CONFIG_DIR).
-const DEFAULT_CONFIG_DIR: &str = "/etc/postfix";
 
 /// Masters of one container (by [`Dwelling::group`]) that a survey looks at.
 pub const LOOKED_AT: usize = 32;
 
 /// Of a command line or an environment; the kernel lets a process have megabytes of both.
 const ARGUMENTS_LIMIT: u64 = 1 << 18;
+
+/// A master has some for each of its services. What has a million of them is none, and would cost a second a look.
+const DESCRIPTORS: usize = 8192;
 
 /// Which masters are wanted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -102,6 +105,30 @@ pub fn masters_in(container: &str, config_dir: &Path) -> io::Result<Vec<Master>>
 pub fn alive(master: &Master) -> bool {
     stat(Path::new("/proc"), master.pid)
         .is_some_and(|s| s.starttime == master.start_time && !matches!(s.state, 'Z' | 'X' | 'x'))
+}
+
+/// The addresses of the listening TCP sockets of a process, in its own network namespace.
+pub fn listening(pid: i32) -> Result<Vec<SocketAddr>, procfs::ProcError> {
+    let process = Process::new(pid)?;
+    let owned = socket_inodes(pid)?;
+    // Without IPv6 the kernel has no such list.
+    let six = process.tcp6().unwrap_or_default();
+    let sockets = process.tcp()?.into_iter().chain(six);
+    Ok(sockets
+        .filter(|socket| socket.state == TcpState::Listen && owned.contains(&socket.inode))
+        .map(|socket| socket.local_address)
+        .collect())
+}
+
+/// The sockets of a process, by inode.
+pub fn socket_inodes(pid: i32) -> Result<HashSet<u64>, procfs::ProcError> {
+    let descriptors = Process::new(pid)?.fd()?.take(DESCRIPTORS).flatten();
+    Ok(descriptors
+        .filter_map(|descriptor| match descriptor.target {
+            FDTarget::Socket(inode) => Some(inode),
+            _ => None,
+        })
+        .collect())
 }
 
 /// Whether any process is left in a mount namespace. Walks through all of /proc.
@@ -457,63 +484,6 @@ fn root_in(uid_map: &str) -> Option<u32> {
 /// `net:[4026531840]`
 fn namespace_inode(link: &Path) -> Option<u32> {
     link.to_str()?.split_once(":[")?.1.strip_suffix(']')?.parse().ok()
-}
-
-/// The options of a master's command line, with the value of `-c` and `-e` (Postfix src/master/master.c).
-fn options(cmdline: &[u8]) -> Vec<(u8, &[u8])> {
-    let mut options = Vec::new();
-    let mut args = cmdline.split(|&b| b == 0).skip(1);
-    while let Some(letters) = args.next().and_then(|arg| arg.strip_prefix(b"-")) {
-        for (at, &letter) in letters.iter().enumerate() {
-            if matches!(letter, b'c' | b'e') {
-                let rest = &letters[at + 1..];
-                options.push((
-                    letter,
-                    if rest.is_empty() {
-                        args.next().unwrap_or_default()
-                    } else {
-                        rest
-                    },
-                ));
-                break;
-            }
-            options.push((letter, &b""[..]));
-        }
-    }
-    options
-}
-
-/// As pid 1 of a container (`-i`) and for debugging (`-d`, `-D`) master makes no session of its own.
-fn keeps_session(cmdline: &[u8]) -> bool {
-    options(cmdline)
-        .iter()
-        .any(|(letter, _)| matches!(letter, b'i' | b'd' | b'D'))
-}
-
-/// The configuration directory: `-c`, else what postfix(1) exports, else the built-in one.
-fn config_dir(cmdline: &[u8], environ: &[u8]) -> Result<PathBuf, String> {
-    let variable = |name: &[u8]| {
-        let mut variables = environ.split(|&b| b == 0);
-        variables
-            .find_map(|v| v.strip_prefix(name)?.strip_prefix(b"="))
-            .filter(|value| !value.is_empty())
-    };
-    let given = options(cmdline)
-        .into_iter()
-        .rfind(|(letter, _)| *letter == b'c')
-        .map(|(_, dir)| dir);
-    let dir = given
-        .or_else(|| variable(b"MAIL_CONFIG"))
-        .or_else(|| variable(b"config_directory"));
-    let dir = dir.map_or(Path::new(DEFAULT_CONFIG_DIR), |d| Path::new(OsStr::from_bytes(d)));
-    if dir.is_absolute() {
-        Ok(dir.to_owned())
-    } else {
-        Err(format!(
-            "its configuration directory {} is relative to a place that is not known",
-            dir.display()
-        ))
-    }
 }
 
 #[cfg(test)]

@@ -2,24 +2,6 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 
-#[test]
-fn config_dir_comes_from_the_nearest_source() {
-    let dir = |cmdline: &str, environ: &str| {
-        config_dir(
-            cmdline.replace(' ', "\0").as_bytes(),
-            environ.replace(' ', "\0").as_bytes(),
-        )
-    };
-    let environ = "A=b MAIL_CONFIG=/etc/postfix-b config_directory=/c";
-    assert_eq!(dir("/x/master -w", ""), Ok("/etc/postfix".into()));
-    assert_eq!(dir("/x/master -w", environ), Ok("/etc/postfix-b".into()));
-    assert_eq!(dir("/x/master -w", "config_directory=/c"), Ok("/c".into()));
-    assert_eq!(dir("/x/master -vc /d -w", environ), Ok("/d".into()));
-    assert_eq!(dir("/x/master -c/d", environ), Ok("/d".into()));
-    assert_eq!(dir("/x/master -e 5 -s", ""), Ok("/etc/postfix".into()));
-    assert!(dir("/x/master -c conf", "").is_err());
-}
-
 /// A /proc whose processes share one mount namespace, and a Postfix in the same temporary directory.
 struct Tree(tempfile::TempDir);
 

@@ -95,6 +95,18 @@ impl Settings {
         )
     }
 
+    /// [`Settings::of`] a Postfix that runs, whatever has become of its files since its start: where postconf dies of
+    /// them, what stands literally in main.cf has to do.
+    pub fn of_running(master: &Master) -> Result<Self, SettingsError> {
+        Self::of(master).or_else(|error| {
+            let SettingsError::Postconf(PostconfError::Failed { .. }) = &error else {
+                return Err(error);
+            };
+            let bytes = read(&master.home()).unwrap_or_default();
+            Self::from_values(&literal_values(&bytes), Source::Literal, &master.config_dir).map_err(|_| error)
+        })
+    }
+
     fn from_values(
         values: &BTreeMap<String, String>,
         source: Source,
@@ -354,6 +366,11 @@ mod tests {
                     Err(SettingsError::Postconf(PostconfError::Failed { .. }))
                 ),
                 "{refused:?}"
+            );
+            let running = Settings::of_running(&master(dir.path())).unwrap();
+            assert_eq!(
+                (running.source, running.default_process_limit),
+                (Source::Literal, 100)
             );
         }
     }

@@ -3,6 +3,7 @@
 //! Reads only. The one file of Postfix that we ever change is master.cf, and that is done by [`crate::actuator`]
 //! with the bytes that [`edit`] makes.
 
+mod arguments;
 pub mod cgroup;
 pub mod discovery;
 pub mod edit;

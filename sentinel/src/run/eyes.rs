@@ -7,8 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
-use procfs::process::{FDTarget, Process};
-
+use crate::postfix::discovery::socket_inodes;
 use crate::postfix::processes::Smtpd;
 use crate::postfix::services::{Listen, WatchedService};
 use crate::postfix::{Master, discovery, locks};
@@ -16,9 +15,6 @@ use crate::probes::ListenerReading;
 use crate::signals::service::{ListenerLook, Look, Slots};
 use crate::signals::{AcceptQueue, ListenerId, Reading};
 use crate::sock_diag::{Connection, ListenSocket, SockDiag, UnixListener, owner};
-
-/// A master has some for each of its services. What has a million of them is none, and would cost a second a look.
-const DESCRIPTORS: usize = 8192;
 
 #[derive(Debug)]
 pub(super) struct Eyes {
@@ -275,12 +271,14 @@ impl Listening {
 }
 
 impl Found {
-    /// With what the probes counted, in the network namespace `netns`.
+    /// With what the probes counted, in the network namespace `netns`. It is judged at `judged`, after the look: a
+    /// daemon that was stopped or starved in its midst is to see that its readings are stale.
     pub(super) fn combine(
         self,
         service: &WatchedService,
         netns: u32,
         probed: &HashMap<ListenerId, ListenerReading>,
+        judged: Instant,
     ) -> Look {
         let listeners = self.listeners.into_iter().map(|socket| {
             let id = ListenerId {
@@ -294,7 +292,7 @@ impl Found {
             }
         });
         Look {
-            at: self.at,
+            at: judged,
             limit: Reading::exact(service.limit, self.at),
             smtpd: self.smtpd,
             slots: self.slots,
@@ -303,14 +301,4 @@ impl Found {
             handover: self.handover,
         }
     }
-}
-
-fn socket_inodes(pid: i32) -> Result<HashSet<u64>, procfs::ProcError> {
-    let mut inodes = HashSet::new();
-    for entry in Process::new(pid)?.fd()?.take(DESCRIPTORS).flatten() {
-        if let FDTarget::Socket(inode) = entry.target {
-            inodes.insert(inode);
-        }
-    }
-    Ok(inodes)
 }
