@@ -14,6 +14,7 @@ pub mod attackers;
 pub mod bench;
 pub mod client;
 pub mod clock;
+pub mod container;
 pub mod debian;
 pub mod judge;
 mod lab;

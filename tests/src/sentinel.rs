@@ -34,6 +34,8 @@ pub struct Settings {
     pub name: String,
     /// Instead of the lab's own configuration directory; [`Sentinel::install_for`] is told all of them.
     pub config_dir: Option<PathBuf>,
+    /// Lines of `[discovery]` besides config_dirs.
+    pub discovery: String,
     /// Lines of `[detect]`.
     pub detect: String,
     /// Lines of `[act]`.
@@ -51,6 +53,7 @@ impl Default for Settings {
         Self {
             name: "sentinel".to_owned(),
             config_dir: None,
+            discovery: String::new(),
             detect: "dwell = \"3s\"\ntrip_dwell = \"1s\"".to_owned(),
             act: "mode = \"enforce\"\nmin_interval = \"1s\"".to_owned(),
             watch: String::new(),
@@ -85,6 +88,7 @@ pub struct Answer {
 pub struct Entry {
     pub time: String,
     pub kind: String,
+    pub instance: Option<String>,
     pub service: Option<String>,
     pub from: Option<String>,
     pub to: Option<String>,
@@ -142,6 +146,7 @@ impl Sentinel {
         let Settings {
             name: _,
             config_dir: _,
+            discovery,
             detect,
             act,
             watch,
@@ -156,7 +161,7 @@ impl Sentinel {
             beside: None,
         };
         let text = format!(
-            "[discovery]\nconfig_dirs = {config_dirs:?}\n[watch]\n{watch}\n[detect]\n{detect}\n[act]\n{act}\n\
+            "[discovery]\nconfig_dirs = {config_dirs:?}\n{discovery}\n[watch]\n{watch}\n[detect]\n{detect}\n[act]\n{act}\n\
              [metrics]\nlisten = \"{http}\"\n[paths]\nstate_dir = {:?}\nruntime_dir = {:?}\n{more}\n",
             sentinel.state_dir(),
             sentinel.runtime_dir(),

@@ -176,7 +176,7 @@ fn every_fault_at_every_step_of_a_restore() {
         actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
     };
     let act = |bench: &Bench, actuator: &mut Actuator| {
-        let report = actuator.restore(&[bench.dir().to_owned()], clock::now());
+        let report = actuator.restore(&[bench.paper.master.home()], clock::now());
         if report.complete() {
             Ok(())
         } else {
