@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod monitoring;
 pub mod netns;
 pub mod packets;
+pub mod pods;
 pub mod postfix;
 pub mod senders;
 pub mod sentinel;

@@ -1,15 +1,17 @@
 //! The manifests for Kubernetes: both ways to install make the same objects, which the oldest and the newest version of
-//! Kubernetes take as they are.
+//! Kubernetes take as they are, and their configuration is one that the daemon takes.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail like the test itself")]
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use sentinel_lab::manifests::{self, Rendered, VERSIONS};
 use sentinel_lab::tools;
 use serde_json::{Map, Value};
+use smtp_sentinel::config::{ActMode, Config};
 
 /// All that differs from the defaults in one way or the other.
 const SETTINGS: [&[&str]; 5] = [
@@ -163,6 +165,31 @@ fn the_chart_with_its_defaults_is_what_kustomize_makes() {
     assert_same(&manifests::chart(&[]).unwrap(), &manifests::plain().unwrap());
     let chart = manifests::chart(&["--set", "podMonitor.create=true"]).unwrap();
     assert_same(&chart, &with_pod_monitor());
+}
+
+fn configuration(rendered: &Rendered) -> Config {
+    let map: Value = rendered.object("ConfigMap").unwrap();
+    let text = map["data"]["config.toml"].as_str().unwrap();
+    Config::parse(text, Path::new("config.toml")).unwrap()
+}
+
+#[test]
+fn the_configuration_is_one_that_the_daemon_takes() {
+    let read = |path: &str| fs::read_to_string(tools::repository(path)).unwrap();
+    assert_eq!(
+        read("deploy/helm/smtp-sentinel/files/config.toml"),
+        read("deploy/kubernetes/config.toml"),
+        "the chart has a copy, since helm reads nothing outside of it"
+    );
+    let plain = configuration(&manifests::plain().unwrap());
+    assert_eq!(plain.act.mode, ActMode::Observe);
+    assert!(plain.discovery.containers);
+    let enforcing = configuration(&manifests::chart(&["--set", "mode=enforce"]).unwrap());
+    assert_eq!(enforcing.act.mode, ActMode::Enforce);
+    let own = manifests::chart(&["--set-string", "config=[act]\nmode = \"enforce\"\n"]).unwrap();
+    let own = configuration(&own);
+    assert_eq!(own.act.mode, ActMode::Enforce);
+    assert!(!own.discovery.containers, "nothing but what it says");
 }
 
 /// A change of the configuration has to reach the pods.

@@ -1,0 +1,281 @@
+//! Pods, as podman and runc run them: the sentinel's image under what the DaemonSet says, and Postfix in the forms in which
+//! people run it in containers.
+
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail like the test itself")]
+
+use std::fs;
+use std::time::Duration;
+
+use sentinel_lab::attackers::{Arrival, Attack, Attackers};
+use sentinel_lab::clock::wait_until;
+use sentinel_lab::pods::node::Node;
+use sentinel_lab::pods::pod::{Form, Pod, SLOTS};
+use sentinel_lab::pods::sentinel::{Plan, Sentinel};
+use sentinel_lab::senders::Traffic;
+use smtp_sentinel::controller::State;
+use smtp_sentinel::privileges::{Capabilities, NEEDS};
+use smtp_sentinel::status::{Instance, ProbeState, Service};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn node() -> Node {
+    Node::start().unwrap_or_else(|error| panic!("no containers here: {error:#}"))
+}
+
+fn start<'a>(node: &'a Node, name: &str, form: Form) -> Pod<'a> {
+    Pod::start(node, name, form).unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// Enough to trip, and not so many that master's own stress mode goes on, with which there is nothing to toggle.
+fn flood(pod: &Pod<'_>) -> Attackers {
+    pod.attack(Attack::silent(Arrival::Evenly {
+        count: 15,
+        within: Duration::from_secs(3),
+    }))
+    .unwrap()
+}
+
+fn smtp(instance: &Instance) -> Option<&Service> {
+    instance
+        .services
+        .iter()
+        .find(|service| service.label() == "smtp/inet")
+}
+
+fn wait(sentinel: &Sentinel<'_>, pod: &Pod<'_>, what: &str, wanted: impl Fn(&Instance) -> bool) -> Instance {
+    sentinel
+        .wait(pod, what, wanted)
+        .unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+fn wait_state(sentinel: &Sentinel<'_>, pod: &Pod<'_>, state: State) {
+    wait(sentinel, pod, &format!("to be {state}"), |one| {
+        smtp(one).is_some_and(|service| service.state == state)
+    });
+}
+
+fn wait_reloads(pod: &Pod<'_>, count: usize) {
+    wait_until(&format!("reload {count} of {}", pod.name), PATIENCE, || {
+        Ok(pod.reloads() == count)
+    })
+    .unwrap();
+}
+
+/// The capabilities of a line of /proc/PID/status, and those of the DaemonSet as such a line has them.
+fn bits(line: &str) -> u64 {
+    u64::from_str_radix(line, 16).unwrap()
+}
+
+fn bits_of(names: &[String]) -> u64 {
+    let needs = NEEDS.iter().map(|need| need.capability);
+    let given: Vec<_> = needs
+        .filter(|capability| {
+            names
+                .iter()
+                .any(|name| format!("CAP_{name}") == capability.name())
+        })
+        .collect();
+    assert_eq!(
+        given.len(),
+        names.len(),
+        "docs/privileges.md has a line for each of {names:?}"
+    );
+    given
+        .into_iter()
+        .fold(Capabilities::NONE, Capabilities::with)
+        .bits()
+}
+
+#[test]
+fn a_flood_in_one_pod_is_answered_in_that_pod_and_in_no_other() {
+    let node = node();
+    let plan = Plan::read(&node).unwrap();
+    let web = start(&node, "web-0", Form::First);
+    let under_shell = start(&node, "web-1", Form::UnderShell);
+    let original = web.master_cf().unwrap();
+    let untouched = under_shell.master_cf().unwrap();
+    let sentinel = plan.start(&[]).unwrap_or_else(|error| panic!("{error:#}"));
+
+    // What the DaemonSet gives is what it has, and no more.
+    let process = sentinel.process().unwrap();
+    assert_eq!(bits(&process["CapBnd"]), bits_of(plan.capabilities()));
+    assert_eq!(bits(&process["CapEff"]) & !bits(&process["CapBnd"]), 0);
+    assert_eq!(
+        (process["Seccomp"].as_str(), process["NoNewPrivs"].as_str()),
+        ("2", "1")
+    );
+
+    for pod in [&web, &under_shell] {
+        let instance = wait(&sentinel, pod, "to be found", |one| {
+            one.actionable && smtp(one).is_some()
+        });
+        assert_eq!(instance.config_dir, "/etc/postfix");
+        assert_eq!(smtp(&instance).unwrap().limit, Some(SLOTS));
+    }
+    let probes = sentinel.status().unwrap().probes;
+    assert!(
+        probes.iter().all(|probe| probe.state != ProbeState::Broken),
+        "{probes:#?}"
+    );
+    assert!(
+        probes.iter().any(|probe| probe.state == ProbeState::Ok),
+        "BPF, PERFMON and NET_ADMIN are there for this: {probes:#?}"
+    );
+
+    let _senders = web.senders(Traffic::new(2.0)).unwrap();
+    let attackers = flood(&web);
+    wait_state(&sentinel, &web, State::Stressed);
+    assert_ne!(web.master_cf().unwrap(), original);
+    wait_reloads(&web, 1);
+    wait_until("an smtpd with stress=yes", PATIENCE, || web.has_stressed_smtpd()).unwrap();
+    wait_until("connections to be closed (SOCK_DESTROY)", PATIENCE, || {
+        let closed = sentinel
+            .metrics()?
+            .sum("smtp_sentinel_shed_connections_total", &[]);
+        Ok(closed.is_some_and(|closed| closed > 0.0))
+    })
+    .unwrap();
+    attackers.stop().unwrap();
+    wait_state(&sentinel, &web, State::Normal);
+    wait_reloads(&web, 2);
+    assert_eq!(web.master_cf().unwrap(), original);
+    assert_eq!(under_shell.master_cf().unwrap(), untouched);
+    assert_eq!(under_shell.reloads(), 0);
+
+    // The other one: a shell is its first process, and master is none of the first.
+    let _senders = under_shell.senders(Traffic::new(2.0)).unwrap();
+    let _attackers = flood(&under_shell);
+    wait_state(&sentinel, &under_shell, State::Stressed);
+    wait_reloads(&under_shell, 1);
+    let id = under_shell.short_id().unwrap();
+    let history = sentinel.history().unwrap();
+    assert!(
+        history.iter().any(|entry| entry.is_transition_to("stressed")
+            && entry
+                .instance
+                .as_ref()
+                .is_some_and(|instance| instance.contains(&id))),
+        "{history:#?}"
+    );
+    assert_eq!(web.reloads(), 2);
+    let words = sentinel.ask(&["status"]).unwrap();
+    assert!(words.contains("stressed"), "as with kubectl exec: {words}");
+
+    // The end of the pod, as the kubelet has it.
+    sentinel.terminate().unwrap();
+    assert_eq!(under_shell.master_cf().unwrap(), untouched);
+    wait_reloads(&under_shell, 2);
+}
+
+#[test]
+fn a_pod_whose_container_is_made_anew_is_followed() {
+    let node = node();
+    let plan = Plan::read(&node).unwrap();
+    let web = start(&node, "web-0", Form::First);
+    let original = web.master_cf().unwrap();
+    let sentinel = plan.start(&[]).unwrap_or_else(|error| panic!("{error:#}"));
+    let attackers = flood(&web);
+    wait_state(&sentinel, &web, State::Stressed);
+    wait_reloads(&web, 1);
+    attackers.stop().unwrap();
+    drop(web);
+    node.remove("web-0", 0).unwrap();
+
+    let web = start(&node, "web-0", Form::First);
+    assert_eq!(web.master_cf().unwrap(), original, "a fresh layer");
+    let _senders = web.senders(Traffic::new(2.0)).unwrap();
+    wait_state(&sentinel, &web, State::Normal);
+    let attackers = flood(&web);
+    wait_state(&sentinel, &web, State::Stressed);
+    wait_reloads(&web, 1);
+    attackers.stop().unwrap();
+    wait_state(&sentinel, &web, State::Normal);
+    wait_reloads(&web, 2);
+    assert_eq!(web.master_cf().unwrap(), original);
+}
+
+/// Where a link in a pod points: a file of the sentinel's own, in the one directory that it can write.
+const OF_THE_SENTINEL: &str = "/var/lib/smtp-sentinel/master.cf";
+
+#[test]
+fn a_pod_whose_master_cf_must_not_be_changed_is_watched_and_left_alone() {
+    let node = node();
+    let plan = Plan::read(&node).unwrap();
+    let forms = [
+        (Form::ReadOnlyRoot, "Read-only file system"),
+        (Form::ConfigMap, "mount of its own"),
+        (Form::File, "mount of its own"),
+        (Form::FileReadOnly, "mount of its own"),
+        (Form::Escape(OF_THE_SENTINEL), "link"),
+    ];
+    let pods: Vec<_> = forms
+        .iter()
+        .enumerate()
+        .map(|(number, &(form, reason))| (start(&node, &format!("web-{number}"), form), form, reason))
+        .collect();
+    let in_user_namespace = start(&node, "mapped", Form::UserNamespace);
+    let before: Vec<_> = pods
+        .iter()
+        .map(|(pod, ..)| (pod.mounts().unwrap(), pod.master_cf().unwrap()))
+        .collect();
+    let sentinel = plan.start(&[]).unwrap_or_else(|error| panic!("{error:#}"));
+    // Where a careless open would end up, with what would make it go on.
+    let decoy = plan.state_directory().join("master.cf");
+    fs::write(&decoy, &before[0].1).unwrap();
+
+    for (pod, form, reason) in &pods {
+        let instance = wait(&sentinel, pod, "to be found", |one| {
+            !one.actionable && !one.reason.is_empty()
+        });
+        assert!(instance.reason.contains(reason), "{form:?}: {}", instance.reason);
+        let labels = [("instance", instance.id.as_str())];
+        wait_until("the metric that says so", PATIENCE, || {
+            Ok(sentinel.metrics()?.sum("smtp_sentinel_actionable", &labels) == Some(0.0))
+        })
+        .unwrap();
+    }
+    // The control, and the one form of these in which it can act: files of user 200000, kept as they are.
+    let original = in_user_namespace.master_cf().unwrap();
+    let owner = |pod: &Pod<'_>| {
+        let meta = fs::metadata(pod.path("/etc/postfix/master.cf")).unwrap();
+        let (uid, gid) = (
+            std::os::unix::fs::MetadataExt::uid(&meta),
+            std::os::unix::fs::MetadataExt::gid(&meta),
+        );
+        (uid, gid)
+    };
+    assert_eq!(owner(&in_user_namespace), (200_000, 200_000));
+    let _senders = in_user_namespace.senders(Traffic::new(2.0)).unwrap();
+
+    let floods: Vec<_> = pods
+        .iter()
+        .map(|(pod, ..)| pod)
+        .chain([&in_user_namespace])
+        .map(flood)
+        .collect();
+    wait_state(&sentinel, &in_user_namespace, State::Stressed);
+    assert_ne!(in_user_namespace.master_cf().unwrap(), original);
+    assert_eq!(owner(&in_user_namespace), (200_000, 200_000));
+    wait_reloads(&in_user_namespace, 1);
+    for (pod, form, _) in &pods {
+        if !matches!(form, Form::Escape(_)) {
+            wait(&sentinel, pod, "to be seen as hogged", |one| {
+                smtp(one).is_some_and(|service| service.verdict.kind == "hogged")
+            });
+        }
+    }
+    for flood in floods {
+        flood.stop().unwrap();
+    }
+    wait_state(&sentinel, &in_user_namespace, State::Normal);
+    assert_eq!(in_user_namespace.master_cf().unwrap(), original);
+    for ((pod, form, _), before) in pods.iter().zip(&before) {
+        assert_eq!(
+            &(pod.mounts().unwrap(), pod.master_cf().unwrap()),
+            before,
+            "{form:?}"
+        );
+        assert_eq!(pod.reloads(), 0, "{form:?}");
+    }
+    assert_eq!(fs::read(&decoy).unwrap(), before[0].1, "the decoy is as it was");
+}
