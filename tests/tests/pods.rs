@@ -159,7 +159,7 @@ fn a_flood_in_one_pod_is_answered_in_that_pod_and_in_no_other() {
     );
     assert_eq!(web.reloads(), 2);
     let words = sentinel.ask(&["status"]).unwrap();
-    assert!(words.contains("stressed"), "as with kubectl exec: {words}");
+    assert!(words.contains("host name web-1"), "as with kubectl exec: {words}");
 
     // The end of the pod, as the kubelet has it.
     sentinel.terminate().unwrap();

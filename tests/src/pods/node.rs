@@ -23,6 +23,9 @@ mkdir /run/node && mount --bind "$1" /run/node && echo up && exec catatonit -P >
 /// As the processes in the node see its directory.
 const DIRECTORY: &str = "/run/node";
 
+/// podman's own images and containers.
+const STORAGE: &str = "/run/node/storage";
+
 /// Without the limits podman asks for more than a machine without CAP_SYS_RESOURCE has; crun 1.8 does not work with v1
 /// and v2 cgroups side by side; there is no systemd and no journal to be asked.
 const CONTAINERS_CONF: &str = r#"
@@ -123,26 +126,12 @@ impl Node {
     /// It fails; the message has its words.
     pub fn podman(&self, words: &[&str]) -> Result<String> {
         let store = format!("additionalimagestore={}", images::store()?.display());
-        let root = format!("{DIRECTORY}/storage");
-        self.run(&[&["--root", &root, "--storage-opt", &store], words].concat())
+        self.run(&[&["--root", STORAGE, "--storage-opt", &store], words].concat())
     }
 
     fn run(&self, words: &[&str]) -> Result<String> {
-        let output = Command::new("nsenter")
-            .args([
-                "--target",
-                &self.first.to_string(),
-                "--mount",
-                "--net",
-                "--pid",
-                "podman",
-            ])
-            .args(["--runroot", "/run/containers", "--tmpdir", "/run/libpod"])
-            .args(["--storage-driver", "overlay"])
-            .args(words)
-            .env("CONTAINERS_CONF", format!("{DIRECTORY}/containers.conf"))
-            .output()
-            .context("running podman by nsenter; `cargo xtask setup` installs both")?;
+        let output = self.command().args(words).output();
+        let output = output.context("running podman by nsenter; `cargo xtask setup` installs both")?;
         ensure!(
             output.status.success(),
             "podman {}: {}",
@@ -150,6 +139,17 @@ impl Node {
             String::from_utf8_lossy(&output.stderr).trim()
         );
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .args(["--target", &self.first.to_string()])
+            .args(["--mount", "--net", "--pid", "podman"])
+            .args(["--runroot", "/run/containers", "--tmpdir", "/run/libpod"])
+            .args(["--storage-driver", "overlay"])
+            .env("CONTAINERS_CONF", format!("{DIRECTORY}/containers.conf"));
+        command
     }
 
     /// Builds the sentinel's image of deploy/container/Containerfile, in this node's own store.
@@ -182,6 +182,8 @@ impl Node {
             "--pull=never",
             &parent,
         ];
+        let hostname = format!("--hostname={name}");
+        words.push(&hostname);
         words.extend(options.iter().map(String::as_str));
         words.extend(image_and_command);
         self.podman(&words)?;
@@ -199,10 +201,12 @@ impl Node {
         Ok(pid)
     }
 
-    /// What a container said.
+    /// What a container said, on both its outputs.
     pub fn logs(&self, name: &str) -> String {
-        self.podman(&["logs", name])
-            .unwrap_or_else(|error| format!("{error:#}"))
+        match self.command().args(["--root", STORAGE, "logs", name]).output() {
+            Ok(output) => String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+            Err(error) => error.to_string(),
+        }
     }
 
     /// Removes a container; its process ends by SIGTERM, or is killed after `patience` seconds.

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::images;
 use super::node::Node;
@@ -71,6 +71,7 @@ impl<'a> Pod<'a> {
         };
         netns::join(&pod.server, &pod.clients)?;
         wait_for("Postfix to start in its container", PATIENCE, || {
+            ensure!(pod.path("/").exists(), "the container ended");
             Ok((pod.log().contains("daemon started")).then_some(()))
         })
         .with_context(|| format!("{name}: {}\n{}", node.logs(name), pod.log()))?;
@@ -94,10 +95,18 @@ impl<'a> Pod<'a> {
         root.join(path.trim_start_matches('/'))
     }
 
+    /// The bytes of master.cf as this Postfix reads them.
+    ///
     /// # Errors
     /// It is not there, even for a moment.
     pub fn master_cf(&self) -> Result<Vec<u8>> {
-        fs::read(self.path("/etc/postfix/master.cf")).context("reading a pod's master.cf")
+        let path = self.path("/etc/postfix/master.cf");
+        // The kernel would follow an absolute link from our own root.
+        let path = match fs::read_link(&path) {
+            Ok(target) if target.is_absolute() => self.path(&target.to_string_lossy()),
+            _ => path,
+        };
+        fs::read(path).context("reading a pod's master.cf")
     }
 
     /// The mail log so far.
@@ -166,6 +175,7 @@ impl Form {
             Self::First => (Vec::new(), None),
             // The second command keeps the shell from becoming the first.
             Self::UnderShell => (Vec::new(), Some("postfix start-fg; true".to_owned())),
+            // podman fills the memory with what the image has there, but for the owner of the directory itself.
             Self::ReadOnlyRoot => (
                 words(&[
                     "--read-only",
@@ -173,7 +183,7 @@ impl Form {
                     "--tmpfs=/var/lib/postfix",
                     "--tmpfs=/var/log",
                 ]),
-                None,
+                Some("chown postfix /var/lib/postfix && exec postfix start-fg".to_owned()),
             ),
             Self::ConfigMap => {
                 let version = own.join("..2026_01_01");
