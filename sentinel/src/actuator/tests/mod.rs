@@ -1,5 +1,6 @@
 //! The whole way, in temporary directories: what a trip and its undo leave behind.
 
+mod contained;
 mod faults;
 mod hands;
 
@@ -72,7 +73,7 @@ impl Masters for Paper {
         if let Some(answer) = told.answer.take() {
             return Err(answer());
         }
-        let file = std::fs::read(self.master.config_dir.join("master.cf")).unwrap();
+        let file = read_followed(&self.master.home()).unwrap();
         told.reloads.push(file);
         Ok(())
     }
