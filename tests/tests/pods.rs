@@ -158,8 +158,8 @@ fn a_flood_in_one_pod_is_answered_in_that_pod_and_in_no_other() {
         "{history:#?}"
     );
     assert_eq!(web.reloads(), 2);
-    let words = sentinel.ask(&["status"]).unwrap();
-    assert!(words.contains("host name web-1"), "as with kubectl exec: {words}");
+    let answer = sentinel.ask(&["status"]).unwrap();
+    assert!(answer.stdout.contains("host name web-1"), "{answer:?}");
 
     // The end of the pod, as the kubelet has it.
     sentinel.terminate().unwrap();
@@ -278,4 +278,147 @@ fn a_pod_whose_master_cf_must_not_be_changed_is_watched_and_left_alone() {
         assert_eq!(pod.reloads(), 0, "{form:?}");
     }
     assert_eq!(fs::read(&decoy).unwrap(), before[0].1, "the decoy is as it was");
+}
+
+/// What is left of the work without some capabilities; docs/privileges.md and docs/kubernetes.md have the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// No Postfix is found that runs as root.
+    Nothing,
+    /// It is found; its sockets are not seen, and it is not acted on.
+    Sight,
+    /// There is no probe.
+    NoProbe,
+    /// The greeting latency is not known.
+    NoGreeting,
+    /// It is watched, and its master.cf is left alone since it could not be kept as it is.
+    File,
+    /// It is acted on, and no connection is closed.
+    NothingClosed,
+    /// Everything: the kernel gives root of the node the right over what root of the node has started.
+    All,
+}
+
+/// CAP_SYS_ADMIN contains what BPF, PERFMON and NET_ADMIN are for where it is given, so those are tried without it too.
+const LEFT: [(&[&str], Left); 10] = [
+    (&["SYS_PTRACE"], Left::Nothing),
+    (&["SYS_ADMIN"], Left::Sight),
+    (&["BPF", "SYS_ADMIN"], Left::NoProbe),
+    (&["PERFMON", "SYS_ADMIN"], Left::NoProbe),
+    (&["NET_ADMIN", "SYS_ADMIN"], Left::NoGreeting),
+    (&["DAC_OVERRIDE"], Left::File),
+    (&["CHOWN"], Left::File),
+    (&["FOWNER"], Left::File),
+    (&["NET_ADMIN"], Left::NothingClosed),
+    (&["KILL"], Left::All),
+];
+
+#[test]
+fn without_a_capability_a_pod_gets_less_and_is_told_so() {
+    let node = node();
+    let plan = Plan::read(&node).unwrap();
+    for capability in plan.capabilities() {
+        let tried = LEFT.iter().any(|(left_out, _)| left_out[0] == capability);
+        assert!(tried, "what is lost without {capability}?");
+    }
+    // Root of the node owns the user namespace that it made, and so needs no SYS_PTRACE there.
+    let plain = start(&node, "plain", Form::First);
+    // Its files and its master are of user 200000: it takes all of the others.
+    let pod = start(&node, "mapped", Form::UserNamespace);
+    let original = pod.master_cf().unwrap();
+    let _senders = pod.senders(Traffic::new(2.0)).unwrap();
+    let mut attackers = None;
+    let mut reloads = 0;
+    for (left_out, left) in LEFT {
+        let sentinel = plan
+            .start(left_out)
+            .unwrap_or_else(|error| panic!("{left_out:?}: {error:#}"));
+        assert_told(&sentinel, left_out[0]);
+        if matches!(left, Left::File | Left::NothingClosed | Left::All) {
+            attackers.get_or_insert_with(|| flood(&pod));
+        }
+        match left {
+            Left::Nothing => {
+                let id = plain.short_id().unwrap();
+                let mut instances = sentinel.status().unwrap().instances.into_iter();
+                let found = instances.find(|one| one.id.contains(&id));
+                assert!(found.is_none(), "{found:#?}");
+            }
+            Left::Sight => {
+                let instance = wait(&sentinel, &pod, "to be found", |one| smtp(one).is_some());
+                let service = smtp(&instance).unwrap();
+                let why = service.unavailable.get("accept_queue");
+                assert!(
+                    why.is_some_and(|why| why.contains("network namespace")),
+                    "{service:#?}"
+                );
+            }
+            Left::NoProbe => {
+                let probes = sentinel.status().unwrap().probes;
+                assert!(
+                    probes.iter().all(|probe| probe.state != ProbeState::Ok),
+                    "{left_out:?}: {probes:#?}"
+                );
+            }
+            Left::NoGreeting => {
+                let probes = sentinel.status().unwrap().probes;
+                let greeting = probes.iter().find(|probe| probe.name == "greeting").unwrap();
+                assert_eq!(greeting.state, ProbeState::Unsupported);
+                assert!(greeting.reason.contains("CAP_NET_ADMIN"), "{greeting:?}");
+            }
+            Left::File => wait_refused(&sentinel, &pod, left_out),
+            Left::NothingClosed | Left::All => {
+                wait_state(&sentinel, &pod, State::Stressed);
+                assert_ne!(pod.master_cf().unwrap(), original);
+                // Once on, and once off at the end.
+                wait_reloads(&pod, reloads + 1);
+                reloads += 2;
+            }
+        }
+        if left == Left::NothingClosed {
+            let closed = sentinel
+                .metrics()
+                .unwrap()
+                .sum("smtp_sentinel_shed_connections_total", &[]);
+            assert!(closed.is_none_or(|closed| closed == 0.0), "{closed:?}");
+        }
+        sentinel.terminate().unwrap();
+        assert_eq!(pod.master_cf().unwrap(), original, "{left_out:?}");
+        wait_reloads(&pod, reloads);
+    }
+}
+
+/// `check` in the running container says what is lost, in the words of the documentation.
+fn assert_told(sentinel: &Sentinel<'_>, capability: &str) {
+    let name = format!("CAP_{capability}");
+    let need = NEEDS.iter().find(|need| need.capability.name() == name).unwrap();
+    let answer = sentinel.ask(&["check", "--json"]).unwrap();
+    let document: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+    let findings = document["findings"].as_array().unwrap();
+    let finding = findings
+        .iter()
+        .find(|finding| finding["subject"] == format!("capability {name}"));
+    let detail = finding.unwrap()["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("missing") && detail.contains(need.without),
+        "{detail}"
+    );
+}
+
+/// Either it sees beforehand that it cannot, or the edit fails before the rename.
+fn wait_refused(sentinel: &Sentinel<'_>, pod: &Pod<'_>, left_out: &[&str]) {
+    let failed = |sentinel: &Sentinel<'_>| -> usize {
+        let history = sentinel.history().unwrap();
+        history
+            .iter()
+            .filter(|entry| entry.outcome.as_deref() == Some("failed"))
+            .count()
+    };
+    let before = failed(sentinel);
+    wait(
+        sentinel,
+        pod,
+        &format!("to be left alone without {left_out:?}"),
+        |one| (!one.actionable && one.reason.contains("master.cf")) || failed(sentinel) > before,
+    );
 }

@@ -9,6 +9,7 @@ mod image;
 mod kernels;
 mod lab;
 mod packages;
+mod pods;
 mod setup;
 mod shell;
 mod soak;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
@@ -91,7 +91,7 @@ impl Node {
         );
         fs::write(node.directory.join("containers.conf"), CONTAINERS_CONF)?;
         seccomp::write(&node.directory.join("seccomp.json"))?;
-        images::prepare(|words| node.run(words))?;
+        images::prepare(|words| said(words, &node.run(words)?))?;
         Ok(node)
     }
 
@@ -125,20 +125,18 @@ impl Node {
     /// # Errors
     /// It fails; the message has its words.
     pub fn podman(&self, words: &[&str]) -> Result<String> {
+        said(words, &self.output(words)?)
+    }
+
+    /// The same, whatever comes of it.
+    pub(super) fn output(&self, words: &[&str]) -> Result<Output> {
         let store = format!("additionalimagestore={}", images::store()?.display());
         self.run(&[&["--root", STORAGE, "--storage-opt", &store], words].concat())
     }
 
-    fn run(&self, words: &[&str]) -> Result<String> {
+    fn run(&self, words: &[&str]) -> Result<Output> {
         let output = self.command().args(words).output();
-        let output = output.context("running podman by nsenter; `cargo xtask setup` installs both")?;
-        ensure!(
-            output.status.success(),
-            "podman {}: {}",
-            words.join(" "),
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        output.context("running podman by nsenter; `cargo xtask setup` installs both")
     }
 
     fn command(&self) -> Command {
@@ -203,9 +201,9 @@ impl Node {
 
     /// What a container said, on both its outputs.
     pub fn logs(&self, name: &str) -> String {
-        match self.command().args(["--root", STORAGE, "logs", name]).output() {
+        match self.output(&["logs", name]) {
             Ok(output) => String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
-            Err(error) => error.to_string(),
+            Err(error) => format!("{error:#}"),
         }
     }
 
@@ -241,6 +239,17 @@ impl Drop for Node {
         }
         remove_cgroups(&self.cgroup);
     }
+}
+
+/// What a podman that succeeded said.
+fn said(words: &[&str], output: &Output) -> Result<String> {
+    ensure!(
+        output.status.success(),
+        "podman {}: {}",
+        words.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// runc removes a container's groups and not the parent.

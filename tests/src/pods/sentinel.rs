@@ -17,7 +17,7 @@ use crate::clock::wait_for;
 use crate::manifests;
 use crate::metrics::Scrape;
 use crate::netns::Namespace;
-use crate::sentinel::{Entry, get};
+use crate::sentinel::{Answer, Entry, get};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const NAME: &str = "smtp-sentinel";
@@ -237,31 +237,28 @@ impl Sentinel<'_> {
         Scrape::parse(&body)
     }
 
-    /// A command in the running container, as `kubectl exec` gives it: its words, and whether it succeeded.
+    /// A command in the running container, as `kubectl exec` gives it.
     ///
     /// # Errors
-    /// It fails; the message has its words.
-    pub fn ask(&self, words: &[&str]) -> Result<String> {
+    /// It could not be run at all; what it says is in the answer.
+    pub fn ask(&self, words: &[&str]) -> Result<Answer> {
         let head = ["exec", NAME, PROGRAM];
-        self.node
-            .podman(&[&head[..], words, &["--config", &self.config]].concat())
+        let output = self
+            .node
+            .output(&[&head[..], words, &["--config", &self.config]].concat())?;
+        Ok(Answer {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
     }
 
     /// # Errors
     /// As [`Self::ask`].
     pub fn history(&self) -> Result<Vec<Entry>> {
-        let text = self.ask(&["history", "--json"])?;
-        serde_json::from_str(&text).with_context(|| text.clone())
-    }
-
-    /// The Postfix of a pod in the status; `None` while it has not been found.
-    ///
-    /// # Errors
-    /// As [`Self::status`].
-    pub fn instance(&self, pod: &Pod<'_>) -> Result<Option<Instance>> {
-        let id = pod.short_id()?;
-        let mut instances = self.status()?.instances.into_iter();
-        Ok(instances.find(|one| one.container.as_ref().is_some_and(|its| its.name == id)))
+        let answer = self.ask(&["history", "--json"])?;
+        ensure!(answer.code == Some(0), "history: {answer:?}");
+        serde_json::from_str(&answer.stdout).with_context(|| format!("history --json: {}", answer.stdout))
     }
 
     /// Waits until the Postfix of a pod is as wanted, and returns it.
