@@ -112,6 +112,11 @@ fn needs() -> Vec<Need> {
             packages: &["systemd"],
         },
         Need {
+            what: "what packages are made and tested with",
+            there: has(&["dpkg-shlibdeps", "lintian", "man", "mmdebstrap", "rpm", "strip"]),
+            packages: &["binutils", "dpkg-dev", "lintian", "man-db", "mmdebstrap", "rpm"],
+        },
+        Need {
             what: "node and npm",
             there: has(&["node", "npm"]),
             packages: &["nodejs", "npm"],
