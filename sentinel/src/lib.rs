@@ -12,6 +12,7 @@ pub mod config;
 pub mod control;
 pub mod controller;
 pub mod detector;
+pub mod headroom;
 pub mod metrics;
 pub mod notify;
 pub mod postfix;

@@ -4,6 +4,7 @@ mod bench;
 mod cluster;
 mod dashboard;
 mod demo;
+mod dist;
 mod fuzz;
 mod image;
 mod kernels;
@@ -61,6 +62,8 @@ enum Task {
         #[arg(long)]
         no_kernels: bool,
     },
+    /// Set up, then make the Debian package and the RPM: target/dist
+    Dist,
     /// Boot Debian's kernels in qemu, play the probes' scenarios on each, and write down what runs where
     Kernels {
         /// Only these: 5.10, 6.1, 6.12, 7, oldest, newest; the table in the docs stays as it is then
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
         Task::Kernels { only } => kernels::run(&only),
         Task::Soak { parts, minutes } => soak::run(&parts, minutes),
         Task::Demo => demo::run(),
+        Task::Dist => dist::run(),
         Task::Dashboard => dashboard::run(),
         Task::Bench { arguments } => bench::run(&arguments),
     };

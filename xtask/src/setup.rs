@@ -114,6 +114,11 @@ fn needs() -> Vec<Need> {
             packages: &["systemd"],
         },
         Need {
+            what: "what packages are made and tested with",
+            there: has(&["dpkg-shlibdeps", "lintian", "man", "mmdebstrap", "rpm", "strip"]),
+            packages: &["binutils", "dpkg-dev", "lintian", "man-db", "mmdebstrap", "rpm"],
+        },
+        Need {
             what: "node and npm",
             there: has(&["node", "npm"]),
             packages: &["nodejs", "npm"],
@@ -126,9 +131,9 @@ fn needs() -> Vec<Need> {
         },
         Need {
             // Their packages start nothing; tests/src/pods uses none of the machine's own containers and settings.
-            what: "podman with runc, catatonit and mmdebstrap",
-            there: has(&["podman", "runc", "catatonit", "mmdebstrap"]),
-            packages: &["podman", "runc", "catatonit", "mmdebstrap"],
+            what: "podman with runc and catatonit",
+            there: has(&["podman", "runc", "catatonit"]),
+            packages: &["podman", "runc", "catatonit"],
         },
         Need {
             what: "a Rust compiler for BPF",

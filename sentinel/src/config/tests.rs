@@ -54,6 +54,7 @@ fn every_key_arrives() {
         max_reloads_per_hour = 4
         shed = false
         min_patience = "3s"
+        headroom = 2.5
         [metrics]
         listen = "[::1]:9000"
         [paths]
@@ -91,6 +92,7 @@ fn every_key_arrives() {
             max_reloads_per_hour: 4,
             shed: false,
             min_patience: Duration::from_secs(3),
+            headroom: 2.5,
         },
         metrics: Metrics {
             listen: Some("[::1]:9000".parse().unwrap()),
@@ -137,7 +139,7 @@ fn an_unknown_key_is_named_with_its_line_its_section_and_its_nearest_name() {
 
 #[test]
 fn a_key_that_does_nothing_yet_is_unknown() {
-    let text = "[act]\nheadroom = 1";
+    let text = "[act]\noverride = 1";
     assert!(refused(text).contains("line 2: unknown key"), "{text}");
 }
 

@@ -20,6 +20,8 @@ const RUNTIME_DIR_MAX: usize = 80;
 const DWELL: [SignedDuration; 2] = [SignedDuration::from_millis(100), SignedDuration::from_hours(1)];
 /// STRESS_README names 5 s as low; a second is what an honest client on a bad line needs to say EHLO.
 const MIN_PATIENCE: [SignedDuration; 2] = [SignedDuration::from_secs(1), SignedDuration::from_secs(300)];
+/// What is sized to maxproc (lookups, policy services, milters) hardly bears more.
+const HEADROOM_MAX: f64 = 16.0;
 const MIN_INTERVAL: [SignedDuration; 2] = [SignedDuration::from_secs(1), SignedDuration::from_hours(24)];
 
 /// Knows the file, to tell the line of whatever it refuses.
@@ -165,6 +167,16 @@ impl Validator<'_> {
                 default.min_patience,
                 |t| duration(&t, MIN_PATIENCE),
             )?,
+            headroom: self.value(At("act", "headroom"), raw.headroom, default.headroom, |factor| {
+                if (1.0..=HEADROOM_MAX).contains(&factor) {
+                    Ok(factor)
+                } else {
+                    Err(Invalid::NotAFactor {
+                        factor,
+                        max: HEADROOM_MAX,
+                    })
+                }
+            })?,
         })
     }
 

@@ -79,6 +79,7 @@ fn the_families_are_those_that_were_promised() {
         "container_info",
         "early_disconnects",
         "greeting_seconds",
+        "headroom_slots",
         "native_stress",
         "pressure",
         "probe_up",

@@ -9,6 +9,7 @@ pub mod discovery;
 pub mod edit;
 pub mod endpoint;
 pub mod fair;
+pub mod headroom;
 pub mod limits;
 mod lines;
 pub mod locks;

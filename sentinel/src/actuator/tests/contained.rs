@@ -44,7 +44,9 @@ fn in_and_out_again_with_owner_and_mode() {
     let bench = Bench::new();
     let pod = pod(&bench);
     let mut actuator = actuator(&bench, &pod);
-    actuator.trip(&target(&pod), &why(), clock::now()).unwrap();
+    actuator
+        .trip(&target(&pod), STRESS_AND_ROOM, &why(), clock::now())
+        .unwrap();
     assert_eq!(edit::ours(&bench.bytes()), [id("smtp")]);
     let intent = &actuator.open_intents()[0];
     assert_eq!(intent.container.as_deref(), Some("3f2a9c1b4d5e"));
@@ -62,7 +64,7 @@ fn given_back_by_the_next_start_and_closed_when_the_container_is_gone() {
         let bench = Bench::new();
         let pod = pod(&bench);
         actuator(&bench, &pod)
-            .trip(&target(&pod), &why(), clock::now())
+            .trip(&target(&pod), STRESS_AND_ROOM, &why(), clock::now())
             .unwrap();
         let edited = bench.bytes();
         bench.paper.told.lock().unwrap().dead = gone;
@@ -88,7 +90,9 @@ fn given_back_by_the_next_start_and_closed_when_the_container_is_gone() {
 fn giving_one_back_leaves_the_others() {
     let (bench, other) = (Bench::new(), Bench::new());
     let mut actuator = bench.actuator();
-    actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
+    actuator
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
+        .unwrap();
     let edited = bench.bytes();
     let report = actuator.restore_only(&[other.paper.master.home()], clock::now());
     assert_eq!(report.items.len(), 1);
@@ -136,7 +140,7 @@ fn what_is_not_a_plain_file_is_neither_opened_nor_replaced() {
         let pod = pod(&bench);
         assert!(spoil(bench.dir()), "{words}");
         let before = fs::read(bench.dir().join("master.cf")).unwrap();
-        let refused = actuator(&bench, &pod).trip(&target(&pod), &why(), clock::now());
+        let refused = actuator(&bench, &pod).trip(&target(&pod), STRESS_AND_ROOM, &why(), clock::now());
         let error = refused.unwrap_err().to_string();
         assert!(error.contains(words), "{words}: {error}");
         assert_eq!(
@@ -155,7 +159,7 @@ fn what_is_not_a_plain_file_is_neither_opened_nor_replaced() {
         FileType::CharacterDevice,
         makedev(1, 3),
     ) {
-        let refused = actuator(&bench, &pod).trip(&target(&pod), &why(), clock::now());
+        let refused = actuator(&bench, &pod).trip(&target(&pod), STRESS_AND_ROOM, &why(), clock::now());
         assert!(refused.unwrap_err().to_string().contains("is in the way"));
     }
 }
