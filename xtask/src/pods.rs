@@ -30,8 +30,14 @@ pub(crate) fn prepare() -> Result<()> {
     words.extend([include.as_str(), SUITE]);
     let (program, arguments) = words.split_first().context("mmdebstrap is the last of them")?;
     let mut mmdebstrap = Command::new(program);
-    mmdebstrap.args(arguments).arg(&unfinished).env("PATH", setup::path()?);
-    println!("making a root file system with Postfix: {}", shell::words(&mmdebstrap));
+    mmdebstrap
+        .args(arguments)
+        .arg(&unfinished)
+        .env("PATH", setup::path()?);
+    println!(
+        "making a root file system with Postfix: {}",
+        shell::words(&mmdebstrap)
+    );
     shell::run(&mut mmdebstrap).context("mmdebstrap failed (its words are above)")?;
     Ok(fs::rename(unfinished, archive)?)
 }
