@@ -1,13 +1,16 @@
 //! `cargo xtask`: set-up, build, test, demo and benchmark. It orders other tools about and knows nothing of the daemon's insides.
 
 mod bench;
+mod cluster;
 mod dashboard;
 mod demo;
 mod dist;
 mod fuzz;
+mod image;
 mod kernels;
 mod lab;
 mod packages;
+mod pods;
 mod setup;
 mod shell;
 mod soak;
@@ -43,6 +46,12 @@ enum Task {
         /// Optimized, as it is installed
         #[arg(long)]
         release: bool,
+    },
+    /// Set up, then build the container image: one static binary, from scratch, with podman or docker
+    Image {
+        /// smtp-sentinel:VERSION unless given, which is what the manifests name
+        #[arg(long)]
+        tag: Option<String>,
     },
     /// Set up, then run every check and every test
     Test {
@@ -88,6 +97,7 @@ fn main() -> ExitCode {
         Task::Setup { check: true } => setup::check(),
         Task::Setup { check: false } => setup::run(),
         Task::Build { release } => build(release),
+        Task::Image { tag } => image::run(tag.as_deref()),
         Task::Test { filter, no_kernels } => test::run(filter.as_deref(), !no_kernels),
         Task::Kernels { only } => kernels::run(&only),
         Task::Soak { parts, minutes } => soak::run(&parts, minutes),

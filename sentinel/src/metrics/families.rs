@@ -65,6 +65,7 @@ impl Collector for Families {
         let Some(report) = report else { return Ok(()) };
         probes(&mut encoder, &report)?;
         instances(&mut encoder, &report)?;
+        places(&mut encoder, &report)?;
         let (rows, omitted) = Row::of(&report);
         omissions(&mut encoder, omitted)?;
         services(&mut encoder, &rows)?;
@@ -215,6 +216,33 @@ fn instances(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Result<(),
             &[("instance", &instance.id)],
             u32::from(instance.config_valid),
         )?;
+    }
+    Ok(())
+}
+
+/// Where an instance is, and whether stress mode could be switched there.
+fn places(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Result<(), Error> {
+    let each = || {
+        let mut seen = BTreeSet::new();
+        report.instances.iter().filter(move |one| seen.insert(&one.id))
+    };
+    let help = "1 when stress mode can be switched for the instance; 0 when it is only watched, for the reason that status \
+                gives";
+    let mut family = gauge(encoder, "actionable", help)?;
+    for instance in each() {
+        let labels = [("instance", instance.id.as_str())];
+        value(&mut family, &labels, u32::from(instance.actionable))?;
+    }
+    let help = "Always 1, for an instance in a container; which one is in the labels";
+    let mut family = gauge(encoder, "container_info", help)?;
+    for (instance, container) in each().filter_map(|one| Some((one, one.container.as_ref()?))) {
+        let labels = [
+            ("instance", instance.id.as_str()),
+            ("container", container.name.as_str()),
+            ("pod_uid", container.pod_uid.as_deref().unwrap_or_default()),
+            ("hostname", container.hostname.as_deref().unwrap_or_default()),
+        ];
+        value(&mut family, &labels, 1_u32)?;
     }
     Ok(())
 }

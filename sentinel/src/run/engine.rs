@@ -16,8 +16,9 @@ use crate::clock::{self, Now};
 use crate::config::Config;
 use crate::controller::{Act, Controller, Gate, Plan, RoomGate, RoomPlan, State, Transition};
 use crate::detector::STALE_AFTER;
-use crate::postfix::discovery;
 use crate::postfix::edit::Change;
+use crate::postfix::root::Container;
+use crate::postfix::{Home, Master, discovery, fair};
 use crate::probes::{ListenerReading, Probes};
 use crate::signals::ListenerId;
 use crate::signals::overflows::listen_overflows;
@@ -52,6 +53,8 @@ pub(super) struct Engine {
     totals_at: Option<Instant>,
     watched: BTreeSet<ListenerId>,
     turns: Turns,
+    /// How many masters there was no room for.
+    passed_over: usize,
 }
 
 pub(super) type Probed = HashMap<ListenerId, ListenerReading>;
@@ -89,15 +92,17 @@ impl Engine {
             totals_at: None,
             watched: BTreeSet::new(),
             turns: Turns::default(),
+            passed_over: 0,
         }
     }
 
     /// Gives back what an earlier run left behind, and writes down what the probes can do.
     pub(super) fn begin(&mut self, now: Now) {
         if self.hands.mode() != Mode::DryRun {
-            let mut dirs = self.config.discovery.config_dirs.clone();
-            dirs.extend(self.running().into_iter().map(|master| master.config_dir));
-            self.hands.restore(&dirs, now);
+            let configured = self.config.discovery.config_dirs.iter().map(Home::own);
+            let running = self.running();
+            let homes: Vec<Home> = configured.chain(running.iter().map(Master::home)).collect();
+            self.hands.restore(&homes, now);
         }
         for probe in self.probes.health() {
             self.hands.probe(probe, now);
@@ -155,8 +160,8 @@ impl Engine {
         }
     }
 
-    fn running(&self) -> Vec<crate::postfix::Master> {
-        discovery::masters(&self.config.discovery.config_dirs).unwrap_or_else(|error| {
+    fn running(&self) -> Vec<Master> {
+        discovery::masters(&self.config.discovery.scope()).unwrap_or_else(|error| {
             tracing::error!("cannot look for running masters: {error}");
             Vec::new()
         })
@@ -175,30 +180,54 @@ impl Engine {
             return;
         }
         self.discovered_at = Some(now.mono);
-        let room = self.config.discovery.max_instances;
-        for master in self.running() {
+        let (masters, over) = fair::choose(self.running(), self.config.discovery.max_instances);
+        self.pass_over(&over, now);
+        for master in masters {
             let count = self.instances.len();
-            let id = master.config_dir.display().to_string();
+            let id = master.home().name();
             match self.instances.iter_mut().find(|instance| instance.id == id) {
-                Some(instance) if instance.master == master => {}
+                // Whoever claims the place of one that lives is not believed.
+                Some(instance) if instance.alive() => {}
                 Some(instance) => {
                     tracing::info!(instance = %id, pid = master.pid, "Postfix was restarted");
                     instance.replace_master(master);
                 }
-                None if count < room => {
+                None if count < self.config.discovery.max_instances => {
                     tracing::info!(instance = %id, pid = master.pid, "Postfix found");
                     self.instances.push(Instance::new(master, &self.config));
                 }
-                None => tracing::warn!(instance = %id, "not watched: discovery.max_instances is reached"),
+                // One that has stopped keeps its place for a moment.
+                None => {}
             }
         }
         self.forget_stopped(now);
         for instance in &mut self.instances {
-            let claimed = self.hands.claim(&instance.master.config_dir);
+            let claimed = self.hands.claim(&instance.master.home());
             instance.try_replaceable(claimed);
             // A listener that was missing is opened by a reload, which leaves no trace in the files.
             instance.changed |= matches!(instance.danger, Some(Danger::Unopened(_)));
         }
+    }
+
+    /// Those that there is no room for, and lets go of those of them that were watched so far.
+    fn pass_over(&mut self, over: &[Master], now: Now) {
+        if over.len() != std::mem::replace(&mut self.passed_over, over.len()) {
+            tracing::warn!(
+                count = over.len(),
+                "masters that are not watched: discovery.max_instances is reached"
+            );
+        }
+        let hands = &mut self.hands;
+        self.instances.retain_mut(|instance| {
+            let displaced = over.contains(&instance.master);
+            if displaced {
+                let why = "another container has none watched yet, and there is room for no more";
+                tracing::warn!(instance = %instance.id, "no longer watched: {why}");
+                give_back(instance, hands, why, now);
+                hands.release(&instance.master.home());
+            }
+            !displaced
+        });
     }
 
     fn forget_stopped(&mut self, now: Now) {
@@ -212,6 +241,7 @@ impl Engine {
             }
             tracing::info!(instance = %instance.id, "Postfix has stopped");
             give_back(instance, hands, "Postfix has stopped", now);
+            hands.release(&instance.master.home());
             false
         });
     }
@@ -358,7 +388,7 @@ fn notice_danger(instance: &mut Instance, hands: &mut Hands, now: Now) {
     // A clear that came meanwhile took our lines out, and the master still runs with them.
     let waiting = instance.danger.is_none() && !instance.services.iter().any(Service::has_ours);
     if waiting && hands.mode() == Mode::Enforce {
-        hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
+        hands.give_back(&instance.master.home(), now);
     }
 }
 
@@ -574,7 +604,11 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
             }
             Progress::Failed(why) => {
                 if let Some(under_way) = service.under_way.take() {
-                    hands.failed(under_way, &why, now);
+                    let home = under_way.target.master.home();
+                    match gone_container(&home, alive) {
+                        Some(container) => hands.abandon(container, &home, now),
+                        None => hands.failed(under_way, &why, now),
+                    }
                 }
                 if service.has_ours() {
                     instance.budget.clear(now.mono);
@@ -591,12 +625,23 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
     }
 }
 
+/// The container of an instance, if nothing runs in it any more. What is left of its files is a file system that another
+/// start of it may be using by now, and we write nothing there.
+fn gone_container(home: &Home, alive: bool) -> Option<&Container> {
+    let container = home.root.container()?;
+    (!alive && !discovery::inhabited(container.mount_namespace)).then_some(container)
+}
+
 /// Takes everything of ours out of the files of this instance.
 fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
     let ours = |service: &Service| service.has_ours() || service.lines_in_file;
-    let any = instance.services.iter().any(ours) || hands.owes(&instance.master.config_dir);
+    let home = instance.master.home();
+    let any = instance.services.iter().any(ours) || hands.owes(&home);
     if any && hands.mode() == Mode::Enforce {
-        hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
+        match gone_container(&home, instance.alive()) {
+            Some(container) => hands.abandon(container, &home, now),
+            None => drop(hands.give_back(&home, now)),
+        }
     }
     for service in instance.services.iter_mut().filter(|service| service.in_force()) {
         let change = Transition {

@@ -8,11 +8,10 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use procfs::process::{FDTarget, Process};
-
+use crate::postfix::discovery::socket_inodes;
 use crate::postfix::processes::Smtpd;
 use crate::postfix::services::{Listen, WatchedService};
-use crate::postfix::{Master, locks};
+use crate::postfix::{Master, discovery, locks};
 use crate::probes::ListenerReading;
 use crate::signals::service::{ListenerLook, Look, Slots};
 use crate::signals::{AcceptQueue, ListenerId, Reading};
@@ -105,12 +104,18 @@ impl Eyes {
             Ok(inode) if inode == u64::from(master.netns) => SockDiag::open(),
             _ => SockDiag::open_in(Path::new(&format!("/proc/{}/ns/net", master.pid))),
         };
-        let sockets = opened.map_err(|error| {
-            format!(
-                "cannot open sock_diag in the network namespace of master {}: {error}",
-                master.pid
-            )
-        });
+        let sockets = opened
+            .map_err(|error| {
+                format!(
+                    "cannot open sock_diag in the network namespace of master {}: {error}",
+                    master.pid
+                )
+            })
+            // Its pid may have been somebody else's when the namespace was opened.
+            .and_then(|window| match discovery::alive(master) {
+                true => Ok(window),
+                false => Err(format!("master {} is gone", master.pid)),
+            });
         Self {
             master: master.clone(),
             sockets,
@@ -417,17 +422,6 @@ impl Found {
         }
     }
 }
-
-fn socket_inodes(pid: i32) -> Result<HashSet<u64>, procfs::ProcError> {
-    let mut inodes = HashSet::new();
-    for entry in Process::new(pid)?.fd()?.flatten() {
-        if let FDTarget::Socket(inode) = entry.target {
-            inodes.insert(inode);
-        }
-    }
-    Ok(inodes)
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::controller::{Controller, Dwell, Headroom, State};
 use crate::detector::{Detector, Verdict};
 use crate::headroom;
+use crate::postfix::Master;
 use crate::postfix::edit::Change;
 use crate::postfix::processes::Smtpd;
 use crate::postfix::services::WatchedService;
@@ -113,7 +114,7 @@ impl Service {
     }
 
     /// Looks how many more slots the machine bears. `workers` are the smtpd of the instance.
-    pub(super) fn look_for_room(&mut self, factor: f64, master: i32, workers: &[Smtpd]) {
+    pub(super) fn look_for_room(&mut self, factor: f64, master: &Master, workers: &[Smtpd]) {
         let room = self.find_room(factor, master, workers);
         // A little more than before is no news: each new number has to be rehearsed.
         match (&self.room, &room) {
@@ -122,16 +123,22 @@ impl Service {
         }
     }
 
-    fn find_room(&self, factor: f64, master: i32, workers: &[Smtpd]) -> Result<u32, String> {
+    fn find_room(&self, factor: f64, master: &Master, workers: &[Smtpd]) -> Result<u32, String> {
         if factor <= 1.0 {
             return Err("act.headroom is 1.0, which is off".into());
+        }
+        // From inside a cgroup namespace, or with cgroup v1, they are not to be seen, and it would be killed for more.
+        if master.root.container().is_some() {
+            return Err(
+                "it is in a container, whose limits of memory and processes need not be known to us".into(),
+            );
         }
         let slots = self.watched.own_limit.or(self.slots());
         let slots = slots.ok_or("there is no limit that could be raised")?;
         let own = workers.iter().filter(|one| one.service == self.watched.id);
         let smtpd = headroom::of_processes(own.map(|one| one.pid))
             .ok_or("no smtpd of it runs, so how much memory one takes is not known")?;
-        let machine = headroom::measure(master)?;
+        let machine = headroom::measure(master.pid)?;
         let target = headroom::target(slots, factor, smtpd, &machine)?;
         if !target.bound_by.is_empty() {
             tracing::debug!(service = %self.watched.id, maxproc = target.maxproc, "headroom is bounded by {}", target.bound_by);
