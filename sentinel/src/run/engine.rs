@@ -10,13 +10,12 @@ use super::hands::{Danger, Done, Hands};
 use super::instance::Instance;
 use super::service::Service;
 use super::turns::Turns;
-use super::{outside, report};
+use super::{outside, report, room};
 use crate::actuator::{InFlight, Progress};
 use crate::clock::{self, Now};
 use crate::config::Config;
-use crate::controller::{Act, Controller, Gate, Plan, RoomGate, RoomPlan, State, Transition};
+use crate::controller::{Act, Controller, Gate, Plan, State, Transition};
 use crate::detector::STALE_AFTER;
-use crate::postfix::edit::Change;
 use crate::postfix::root::Container;
 use crate::postfix::{Home, Master, discovery, fair};
 use crate::probes::{ListenerReading, Probes};
@@ -291,7 +290,7 @@ impl Engine {
     }
 }
 
-fn instance_actionable(instance: &Instance, permitted: &Result<(), String>) -> Result<(), String> {
+pub(super) fn instance_actionable(instance: &Instance, permitted: &Result<(), String>) -> Result<(), String> {
     if !instance.trouble.is_empty() {
         return Err(instance.trouble.clone());
     }
@@ -343,7 +342,7 @@ fn attend(
         let look = found.combine(&service.watched, instance.master.netns, probed, judged.mono);
         service.see(look);
         decide(instance, index, hands, judged);
-        decide_on_room(instance, index, hands, judged);
+        room::decide(instance, index, hands, judged);
         if judged.mono.saturating_duration_since(now.mono) <= STALE_AFTER {
             shed(instance, index, hands, config, judged);
         }
@@ -482,7 +481,7 @@ fn carry_out(
 }
 
 /// The master was told; what was under way before has not been seen to fail.
-fn set_off(service: &mut Service, hands: &Hands, in_flight: InFlight) {
+pub(super) fn set_off(service: &mut Service, hands: &Hands, in_flight: InFlight) {
     if let Some(last) = service.under_way.replace(in_flight) {
         hands.confirmed(
             &last,
@@ -499,64 +498,6 @@ fn reaction((before, seen): (Instant, Instant), decided: Instant, signalled: Ins
         "dwell_ms": ms(seen, decided),
         "act_ms": ms(decided, signalled),
     } })
-}
-
-/// More slots, where stress mode is not what helps, or is on already without us.
-fn decide_on_room(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
-    let permitted = instance_actionable(instance, &hands.permitted())
-        .and_then(|()| instance.services[index].watched.actionable.clone())
-        .and_then(|()| instance.budget.may_trip(now.mono));
-    let target = instance.target(index);
-    let service = &mut instance.services[index];
-    let Some(seen) = service.seen.as_ref().filter(|_| service.at_leisure(now.mono)) else {
-        return;
-    };
-    let gate = RoomGate {
-        state: service.controller.state(),
-        native_stress: service.watched.native && seen.sample.native_stress.value() == Some(&true),
-        room: service.room.clone(),
-        permitted,
-    };
-    let verdict = seen.verdict.clone();
-    let clear_dwell = service.controller.clear_dwell();
-    let result = match service.headroom.step(now.mono, &verdict, clear_dwell, &gate) {
-        RoomPlan::Nothing => return,
-        RoomPlan::Alert { reasons } => {
-            if let Some((why, rest)) = reasons.split_first() {
-                hands.refusal(&instance.id, &service.watched.id, why.clone(), rest, now);
-            }
-            return;
-        }
-        RoomPlan::Raise { maxproc, reasons } => {
-            let change = Change {
-                stress: false,
-                maxproc: Some(maxproc),
-            };
-            let result = hands.trip(&target, change, &reasons, now);
-            match result.is_ok() {
-                true => {
-                    instance.budget.trip(now.mono);
-                    service.raised_to(change.maxproc, now.mono);
-                }
-                false => service.headroom.settle(now.mono, true, false),
-            }
-            result
-        }
-        RoomPlan::Lower { reasons } => {
-            let result = hands.clear(&target, &reasons, now);
-            match result.is_ok() {
-                true => {
-                    instance.budget.clear(now.mono);
-                    service.lowered(now.mono);
-                }
-                false => service.headroom.settle(now.mono, false, false),
-            }
-            result
-        }
-    };
-    if let Ok(Done::InFlight(in_flight)) = result {
-        set_off(service, hands, *in_flight);
-    }
 }
 
 /// While the service is stressed: closes what breaks the limits of stress mode.

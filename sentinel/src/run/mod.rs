@@ -10,6 +10,7 @@ mod hands;
 mod instance;
 mod outside;
 mod report;
+mod room;
 mod service;
 mod shedding;
 mod turns;
