@@ -29,3 +29,11 @@ pub fn boot_ticks() -> std::io::Result<u64> {
     // Two decimals in the file, and 100 ticks a second: nothing is lost but the float's own dust.
     Ok((uptime.uptime * procfs::ticks_per_second() as f64).round() as u64)
 }
+
+/// A moment of the wall clock, as of a file, on the same clock. One before the boot is 0.
+pub fn ticks_at(moment: Timestamp) -> std::io::Result<u64> {
+    let age = now().wall.duration_since(moment).as_millis();
+    let ticks = age * i128::from(procfs::ticks_per_second()) / 1000;
+    let at = i128::from(boot_ticks()?) - ticks;
+    Ok(u64::try_from(at).unwrap_or(0))
+}

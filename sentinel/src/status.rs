@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::controller::State;
 
-pub use board::{Board, Counters, ReloadResult};
+pub use board::{Board, Counters, ReloadResult, Ticks};
 
 /// The whole report.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -59,7 +59,11 @@ pub enum ProbeState {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Instance {
     pub id: String,
+    /// Below the root of the container, where it is in one.
     pub config_dir: String,
+    /// The container that it is in; absent where paths mean the same to it as to us.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
     pub master_pid: i32,
     pub postfix_version: Option<String>,
     pub actionable: bool,
@@ -68,6 +72,16 @@ pub struct Instance {
     /// Whether Postfix would live through reading its configuration files as they are now.
     pub config_valid: bool,
     pub services: Vec<Service>,
+}
+
+/// A container, as it can be told apart from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// Its short id, by the cgroup path; one that a container of its own made stands behind it.
+    pub name: String,
+    pub pod_uid: Option<String>,
+    /// What it calls itself; in Kubernetes the name of the pod.
+    pub hostname: Option<String>,
 }
 
 /// One watched master.cf entry. A value that is not known is null, with its reason in `unavailable`.
@@ -248,6 +262,7 @@ pub(crate) mod tests {
         let instance = |id: &str, services| Instance {
             id: id.to_owned(),
             config_dir: id.to_owned(),
+            container: None,
             master_pid: 4711,
             postfix_version: Some("3.7.11".to_owned()),
             actionable: true,
@@ -274,7 +289,14 @@ pub(crate) mod tests {
             instances: vec![
                 instance("/etc/postfix", vec![smtp.clone(), smtpd]),
                 // Where overflows cannot be counted by listener.
-                instance(&hostile, vec![by_namespace(smtp)]),
+                Instance {
+                    container: Some(Container {
+                        name: "3f2a9c1b4d5e".to_owned(),
+                        pod_uid: None,
+                        hostname: Some(hostile.clone()),
+                    }),
+                    ..instance(&hostile, vec![by_namespace(smtp)])
+                },
             ],
         }
     }

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::attackers::{Attack, Attackers};
 use crate::client::Client;
+use crate::container::Container;
 use crate::netns::{self, Namespace};
 use crate::postfix::{Plan, Postfix};
 use crate::senders::{Senders, Traffic};
@@ -27,6 +28,7 @@ pub struct Builder {
     master_cf: String,
     main_cf: String,
     read_only_master_cf: bool,
+    container: Option<Container>,
     own_master: bool,
 }
 
@@ -44,8 +46,19 @@ impl Lab {
             master_cf: master_cf::plain(20),
             main_cf: String::new(),
             read_only_master_cf: false,
+            container: None,
             own_master: false,
         }
+    }
+
+    /// Ends the container and starts another one from the same image: a new root, a new id, the same network.
+    ///
+    /// # Errors
+    /// As [`Builder::start`].
+    pub fn replace_container(&mut self, builder: Builder) -> Result<()> {
+        self.postfix.end();
+        self.postfix = builder.start_postfix(&self.server)?;
+        Ok(())
     }
 
     /// Starts legitimate senders.
@@ -140,6 +153,13 @@ impl Builder {
         self
     }
 
+    /// Puts Postfix into a container.
+    #[must_use]
+    pub fn container(mut self, container: &Container) -> Self {
+        self.container = Some(container.clone());
+        self
+    }
+
     /// Runs a copy of master, for [`Postfix::upgrade`].
     #[must_use]
     pub fn own_master(mut self) -> Self {
@@ -156,21 +176,27 @@ impl Builder {
         let server = Namespace::new()?;
         let clients = Namespace::new()?;
         netns::join(&server, &clients)?;
+        let postfix = self.start_postfix(&server)?;
+        Ok(Lab {
+            postfix,
+            server,
+            clients,
+        })
+    }
+
+    fn start_postfix(self, server: &Namespace) -> Result<Postfix> {
         // The guard removes it, and outlives this process if need be; until it runs, the TempDir does.
         let base = tempfile::Builder::new().prefix("sentinel-lab-").tempdir()?;
         let plan = Plan {
             main_cf: self.main_cf,
             master_cf: self.master_cf,
             read_only_master_cf: self.read_only_master_cf,
+            container: self.container,
             own_master: self.own_master,
         };
-        let postfix = Postfix::start(&server, base.path(), &plan)?;
+        let postfix = Postfix::start(server, base.path(), &plan)?;
         let _ = base.keep();
-        Ok(Lab {
-            postfix,
-            server,
-            clients,
-        })
+        Ok(postfix)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 
@@ -31,6 +32,15 @@ impl Namespace {
         let namespace = Self { file };
         namespace.ip(&["link", "set", "lo", "up"])?;
         Ok(namespace)
+    }
+
+    /// One that is there, such as /proc/PID/ns/net.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        Ok(Self { file })
     }
 
     /// Runs `work` on a thread of its own inside the namespace, and waits for it. Sockets and child processes made there

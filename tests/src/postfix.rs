@@ -19,6 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Group, Pid, Uid, User};
 
 use crate::clock::{wait_for, wait_until};
+use crate::container::{self, Container};
 use crate::netns::Namespace;
 
 /// Debian's place first, then where other distributions keep it.
@@ -71,6 +72,8 @@ rm -rf -- "$2"
 /// What to start.
 #[derive(Debug)]
 pub(crate) struct Plan {
+    /// In a container of its own.
+    pub(crate) container: Option<Container>,
     pub(crate) main_cf: String,
     pub(crate) master_cf: String,
     pub(crate) read_only_master_cf: bool,
@@ -81,6 +84,8 @@ pub(crate) struct Plan {
 #[derive(Debug)]
 pub struct Postfix {
     base: PathBuf,
+    /// Where the instance itself lies: `base`, or in a container's root below it.
+    tree: PathBuf,
     guard: Child,
     answers: BufReader<ChildStdout>,
     master_pid: i32,
@@ -123,6 +128,9 @@ impl Postfix {
             .map(|directory| Path::new(directory).join("master"))
             .find(|path| path.exists())
             .context("Postfix is not installed: run `cargo xtask setup`")?;
+        if let Some(container) = &plan.container {
+            return Self::start_in(namespace, base, plan, container, &master);
+        }
         lay_out(base)?;
         let master = if plan.own_master {
             copy_of(&master, base)?
@@ -141,27 +149,74 @@ impl Postfix {
         } else {
             PathBuf::new()
         };
-        let mut guard = namespace.run(|| {
-            Command::new("sh")
+        let (guard, answers) = start_guard(namespace, || {
+            let mut command = Command::new("sh");
+            command
                 .args(["-c", GUARD, "guard"])
                 .args([&master, base, &read_only])
                 // What postfix(1) sets for every command that it starts, and what tells the instance from outside.
-                .env("MAIL_CONFIG", &config)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                // Out of reach of a Ctrl-C, which would take the guard before its work.
-                .process_group(0)
-                .spawn()
-                .context("starting the guard of Postfix")
+                .env("MAIL_CONFIG", &config);
+            command
         })?;
-        let stdout = guard.stdout.take().context("the guard has no standard output")?;
         let mut postfix = Self {
             base: base.to_owned(),
+            tree: base.to_owned(),
             guard,
-            answers: BufReader::new(stdout),
+            answers,
             master_pid: 0,
         };
         postfix.wait_started(0)?;
+        Ok(postfix)
+    }
+
+    /// In a container: its own root, made of the machine's /usr and what is needed of /etc, with mount, pid, uts and ipc
+    /// namespaces of its own, in a cgroup that is named as runtimes do it. master is its first process.
+    fn start_in(
+        namespace: &Namespace,
+        base: &Path,
+        plan: &Plan,
+        container: &Container,
+        master: &Path,
+    ) -> Result<Self> {
+        let tree = container.lay_out(base)?;
+        let config = tree.join("config");
+        let main_cf = crate::master_cf::main_cf(Path::new(container::TREE), &plan.main_cf);
+        fs::write(config.join("main.cf"), main_cf)?;
+        fs::write(config.join("master.cf"), &plan.master_cf)?;
+        fs::write(tree.join("mail.log"), "")?;
+        container.fill_mount(base, &config)?;
+        let cgroup = container.make_cgroup()?;
+        let (guard, mut answers) = start_guard(namespace, || {
+            let mut command = Command::new("sh");
+            command
+                .args(["-c", container::GUARD, "guard"])
+                .args([master, base])
+                .arg(container::SET_UP)
+                .arg(&cgroup)
+                .arg(container.mount.word())
+                .env("MAIL_CONFIG", Path::new(container::TREE).join("config"));
+            command
+        })?;
+        let mut line = String::new();
+        answers.read_line(&mut line)?;
+        let outer = line.trim();
+        let first = wait_for("the first process of the container", START, || {
+            let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"));
+            Ok(children
+                .ok()
+                .and_then(|text| text.split_whitespace().next()?.parse().ok()))
+        });
+        let postfix = Self {
+            base: base.to_owned(),
+            tree,
+            guard,
+            answers,
+            master_pid: first
+                .with_context(|| fs::read_to_string(base.join("setup.log")).unwrap_or_default())?,
+        };
+        postfix
+            .wait_running(0)
+            .with_context(|| fs::read_to_string(base.join("setup.log")).unwrap_or_default())?;
         Ok(postfix)
     }
 
@@ -209,6 +264,11 @@ impl Postfix {
         self.master_pid = master_pid
             .parse()
             .context("the guard did not tell master's process id")?;
+        self.wait_running(before)
+    }
+
+    fn wait_running(&self, before: usize) -> Result<()> {
+        let master_pid = self.master_pid;
         wait_until("master to start", START, || {
             ensure!(
                 Path::new(&format!("/proc/{master_pid}/exe")).exists(),
@@ -234,7 +294,7 @@ impl Postfix {
     }
 
     pub fn config_dir(&self) -> PathBuf {
-        self.base.join("config")
+        self.tree.join("config")
     }
 
     pub fn master_cf_path(&self) -> PathBuf {
@@ -251,7 +311,7 @@ impl Postfix {
 
     /// The mail log so far.
     pub fn log(&self) -> String {
-        fs::read(self.base.join("mail.log"))
+        fs::read(self.tree.join("mail.log"))
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
     }
@@ -334,12 +394,37 @@ impl Postfix {
     }
 }
 
-impl Drop for Postfix {
-    fn drop(&mut self) {
+impl Postfix {
+    /// Ends it, and takes its directory away. Twice is once.
+    pub(crate) fn end(&mut self) {
         // The end of its input is the guard's sign; it is bounded by itself (GUARD), so this wait is.
         drop(self.guard.stdin.take());
         let _ = self.guard.wait();
     }
+}
+
+impl Drop for Postfix {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Starts a guard in `namespace`, and returns it with what it answers by.
+fn start_guard(
+    namespace: &Namespace,
+    command: impl FnOnce() -> Command + Send,
+) -> Result<(Child, BufReader<ChildStdout>)> {
+    let mut guard = namespace.run(|| {
+        command()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // Out of reach of a Ctrl-C, which would take the guard before its work.
+            .process_group(0)
+            .spawn()
+            .context("starting the guard of Postfix")
+    })?;
+    let stdout = guard.stdout.take().context("the guard has no standard output")?;
+    Ok((guard, BufReader::new(stdout)))
 }
 
 /// A copy of master's program, beside an smtpd by which the sentinel knows it; it starts those of the machine.

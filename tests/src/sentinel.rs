@@ -34,6 +34,8 @@ pub struct Settings {
     pub name: String,
     /// Instead of the lab's own configuration directory; [`Sentinel::install_for`] is told all of them.
     pub config_dir: Option<PathBuf>,
+    /// Lines of `[discovery]` besides config_dirs.
+    pub discovery: String,
     /// Lines of `[detect]`.
     pub detect: String,
     /// Lines of `[act]`.
@@ -51,6 +53,7 @@ impl Default for Settings {
         Self {
             name: "sentinel".to_owned(),
             config_dir: None,
+            discovery: String::new(),
             detect: "dwell = \"3s\"\ntrip_dwell = \"1s\"".to_owned(),
             act: "mode = \"enforce\"\nmin_interval = \"1s\"".to_owned(),
             watch: String::new(),
@@ -85,6 +88,7 @@ pub struct Answer {
 pub struct Entry {
     pub time: String,
     pub kind: String,
+    pub instance: Option<String>,
     pub service: Option<String>,
     pub from: Option<String>,
     pub to: Option<String>,
@@ -142,6 +146,7 @@ impl Sentinel {
         let Settings {
             name: _,
             config_dir: _,
+            discovery,
             detect,
             act,
             watch,
@@ -156,7 +161,7 @@ impl Sentinel {
             beside: None,
         };
         let text = format!(
-            "[discovery]\nconfig_dirs = {config_dirs:?}\n[watch]\n{watch}\n[detect]\n{detect}\n[act]\n{act}\n\
+            "[discovery]\nconfig_dirs = {config_dirs:?}\n{discovery}\n[watch]\n{watch}\n[detect]\n{detect}\n[act]\n{act}\n\
              [metrics]\nlisten = \"{http}\"\n[paths]\nstate_dir = {:?}\nruntime_dir = {:?}\n{more}\n",
             sentinel.state_dir(),
             sentinel.runtime_dir(),
@@ -301,27 +306,9 @@ impl Sentinel {
     /// Nobody listens, or it is no HTTP.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
         match &self.beside {
-            Some((namespace, _)) => namespace.run(|| self.get_here(path)),
-            None => self.get_here(path),
+            Some((namespace, _)) => namespace.run(|| get(self.http, path)),
+            None => get(self.http, path),
         }
-    }
-
-    fn get_here(&self, path: &str) -> Result<(u16, String)> {
-        let mut stream = TcpStream::connect(self.http)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut response = String::new();
-        stream.read_to_string(&mut response)?;
-        let (head, body) = response.split_once("\r\n\r\n").context("no HTTP response")?;
-        let status = head
-            .split(' ')
-            .nth(1)
-            .and_then(|code| code.parse().ok())
-            .context("no HTTP status")?;
-        Ok((status, body.to_owned()))
     }
 
     /// The daemon's log so far.
@@ -504,6 +491,25 @@ impl Drop for Daemon<'_> {
     }
 }
 
+/// GET of an HTTP server in this network namespace: status and body.
+pub(crate) fn get(server: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect(server)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    let (head, body) = response.split_once("\r\n\r\n").context("no HTTP response")?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .context("no HTTP status")?;
+    Ok((status, body.to_owned()))
+}
+
 /// The daemon's binary: beside the directory of the running test program. Cargo does not build the programs of another
 /// package for a test, so it can be missing or older than what it is made of; a test of yesterday's daemon would be worse
 /// than none.
@@ -517,9 +523,15 @@ fn program() -> Result<PathBuf> {
     let program = profile
         .context("a program lies in a directory")?
         .join("smtp-sentinel");
-    ensure!(program.is_file(), "{} is not there: {BUILD}", program.display());
+    ensure_of_today(&program, &program.with_extension("d"), BUILD)?;
+    Ok(program)
+}
+
+/// Refuses a program that is missing, or older than one of the sources in `list`, cargo's own for it.
+pub(crate) fn ensure_of_today(program: &Path, list: &Path, build: &str) -> Result<()> {
+    ensure!(program.is_file(), "{} is not there: {build}", program.display());
     let built = program.metadata()?.modified()?;
-    for source in sources(&program.with_extension("d")) {
+    for source in sources(list) {
         // A source that is gone was renamed or removed since.
         let newer = source
             .metadata()
@@ -527,12 +539,12 @@ fn program() -> Result<PathBuf> {
             .is_ok_and(|changed| changed <= built);
         ensure!(
             newer,
-            "{} is older than {}: {BUILD}",
+            "{} is older than {}: {build}",
             program.display(),
             source.display()
         );
     }
-    Ok(program)
+    Ok(())
 }
 
 /// The sources that cargo itself lists for the binary, `BINARY: SOURCE SOURCE ...`, blanks escaped as in make.

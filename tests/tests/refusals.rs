@@ -30,7 +30,7 @@ fn an_unknown_key_is_named_with_its_line() {
     for command in ["run", "check", "restore"] {
         let answer = sentinel.ask(&[command]).unwrap();
         assert_refused(&answer, 78, "tripp");
-        assert!(answer.stderr.contains("line 6"), "{answer:?}");
+        assert!(answer.stderr.contains("line 7"), "{answer:?}");
     }
 }
 

@@ -1,12 +1,16 @@
 //! `cargo xtask`: set-up, build, test, demo and benchmark. It orders other tools about and knows nothing of the daemon's insides.
 
 mod bench;
+mod cluster;
 mod dashboard;
 mod demo;
+mod dist;
 mod fuzz;
+mod image;
 mod kernels;
 mod lab;
 mod packages;
+mod pods;
 mod setup;
 mod shell;
 mod soak;
@@ -43,6 +47,12 @@ enum Task {
         #[arg(long)]
         release: bool,
     },
+    /// Set up, then build the container image: one static binary, from scratch, with podman or docker
+    Image {
+        /// smtp-sentinel:VERSION unless given, which is what the manifests name
+        #[arg(long)]
+        tag: Option<String>,
+    },
     /// Set up, then run every check and every test
     Test {
         /// Run only the tests whose name contains this, and no other check
@@ -52,6 +62,8 @@ enum Task {
         #[arg(long)]
         no_kernels: bool,
     },
+    /// Set up, then make the Debian package and the RPM: target/dist
+    Dist,
     /// Boot Debian's kernels in qemu, play the probes' scenarios on each, and write down what runs where
     Kernels {
         /// Only these: 5.10, 6.1, 6.12, 7, oldest, newest; the table in the docs stays as it is then
@@ -60,7 +72,7 @@ enum Task {
     },
     /// Set up, then run what takes too long for every run of the tests, and write down in docs/soak.md what came of it
     Soak {
-        /// Only these: fuzz, masters
+        /// Only these: fuzz, masters, cycles, prefixes
         parts: Vec<String>,
         /// For how long each
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
@@ -70,7 +82,8 @@ enum Task {
     Demo,
     /// Set up, then play an episode before a Prometheus and draw what the Grafana dashboard shows of it: docs/episode.svg
     Dashboard,
-    /// Set up, then measure legitimate mail under attack: Postfix's own means and the sentinel, side by side (`bench --help`)
+    /// Set up, then measure legitimate mail under attack: Postfix's own means and the sentinel, side by side (`bench --help`);
+    /// with --cost, what the daemon itself costs
     #[command(disable_help_flag = true)]
     Bench {
         /// As `bench --help` has them
@@ -84,10 +97,12 @@ fn main() -> ExitCode {
         Task::Setup { check: true } => setup::check(),
         Task::Setup { check: false } => setup::run(),
         Task::Build { release } => build(release),
+        Task::Image { tag } => image::run(tag.as_deref()),
         Task::Test { filter, no_kernels } => test::run(filter.as_deref(), !no_kernels),
         Task::Kernels { only } => kernels::run(&only),
         Task::Soak { parts, minutes } => soak::run(&parts, minutes),
         Task::Demo => demo::run(),
+        Task::Dist => dist::run(),
         Task::Dashboard => dashboard::run(),
         Task::Bench { arguments } => bench::run(&arguments),
     };

@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{packages, shell, toolchain};
+use crate::{cluster, packages, shell, toolchain};
 
 /// A thing that is needed, and the Debian packages that bring it.
 struct Need {
@@ -32,6 +32,7 @@ pub(crate) fn check() -> Result<ExitCode> {
         report(program, unpacked(program)?.is_some());
     }
     report("Grafana's types", has_grafana_types()?);
+    report("helm, kubectl and kubernetes-validate", cluster::is_complete()?);
     Ok(if complete {
         ExitCode::SUCCESS
     } else {
@@ -64,6 +65,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     install_cargo_components()?;
     install_prometheus()?;
     install_grafana_types()?;
+    cluster::install()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -112,9 +114,26 @@ fn needs() -> Vec<Need> {
             packages: &["systemd"],
         },
         Need {
+            what: "what packages are made and tested with",
+            there: has(&["dpkg-shlibdeps", "lintian", "man", "mmdebstrap", "rpm", "strip"]),
+            packages: &["binutils", "dpkg-dev", "lintian", "man-db", "mmdebstrap", "rpm"],
+        },
+        Need {
             what: "node and npm",
             there: has(&["node", "npm"]),
             packages: &["nodejs", "npm"],
+        },
+        Need {
+            what: "python3 with venv",
+            there: has(&["python3"])
+                && shell::succeeds(Command::new("python3").args(["-c", "import ensurepip, venv"])),
+            packages: &["python3", "python3-venv"],
+        },
+        Need {
+            // Their packages start nothing; tests/src/pods uses none of the machine's own containers and settings.
+            what: "podman with runc and catatonit",
+            there: has(&["podman", "runc", "catatonit"]),
+            packages: &["podman", "runc", "catatonit"],
         },
         Need {
             what: "a Rust compiler for BPF",

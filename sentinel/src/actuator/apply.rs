@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::check::CheckError;
 use super::entry::{Act, Action, Digest, HistoryEntry, Intent, IntentId, Kind, Outcome};
-use super::file::{ConfigDir, Content, FileError, MASTER_CF};
+use super::file::{ConfigDir, Content, FileError, MASTER_CF, read_followed};
 use super::replace::{CommitError, Draft};
 use super::signal::{self, ReloadError};
 use super::verify::Expected;
@@ -52,27 +52,26 @@ impl Actuator {
     /// # Errors
     /// As the trip's own, for what can be told before the first write.
     pub fn rehearse(&mut self, target: &Target, change: Change, now: Now) -> Result<(), ActError> {
-        let dir = ConfigDir::open(&target.master.config_dir)?;
+        let dir = ConfigDir::open(&target.master.home())?;
         let original = dir.read()?;
         let path = dir.file(MASTER_CF);
         let candidate = change
             .apply(&original.bytes, &target.service, now.wall)
             .map_err(|source| ActError::Edit { path, source })?;
         self.checker(&target.master)
-            .edited(dir.path(), &original.bytes, &candidate, &mut self.passed)?;
+            .edited(&original.bytes, &candidate, &mut self.passed)?;
         Ok(self.bound(&target.master, &original.bytes)?)
     }
 
     /// Whether the master would live through reading its files as they are now, which every reload of ours is held to.
     /// An error of reading them is none here: whoever wants to change them meets it.
     pub fn reloadable(&mut self, master: &Master) -> Result<(), CheckError> {
-        let bytes = ConfigDir::open(&master.config_dir).and_then(|dir| dir.read_followed());
-        bytes.map_or(Ok(()), |bytes| self.survives(master, &bytes))
+        read_followed(&master.home()).map_or(Ok(()), |bytes| self.survives(master, &bytes))
     }
 
     /// Whether a master would survive being told to read these bytes in place of its master.cf.
     pub(super) fn survives(&mut self, master: &Master, bytes: &[u8]) -> Result<(), CheckError> {
-        self.checker(master).reloadable(&master.config_dir, bytes)?;
+        self.checker(master).reloadable(bytes)?;
         self.bound(master, bytes)
     }
 
@@ -83,7 +82,7 @@ impl Actuator {
         now: Now,
         trail: &mut Trail,
     ) -> Result<InFlight, ActError> {
-        let dir = self.claim(&target.master.config_dir)?;
+        let dir = self.claim(&target.master.home())?;
         self.steps
             .step("identify")
             .map_err(FileError::io("look at the master of", dir.path().to_owned()))?;
@@ -148,7 +147,7 @@ impl Actuator {
             .step("check")
             .map_err(FileError::io("check", dir.file(MASTER_CF)))?;
         self.checker(&target.master)
-            .edited(dir.path(), &original.bytes, &candidate, &mut self.passed)?;
+            .edited(&original.bytes, &candidate, &mut self.passed)?;
         self.bound(&target.master, &original.bytes)?;
         // Where another service of this file is ours already, the original is the file without those lines.
         let plain = edit::remove(&original.bytes).bytes;
@@ -156,7 +155,7 @@ impl Actuator {
         let intent = Intent {
             service: Some(target.service.clone()),
             backup: Some(kept),
-            ..self.intent(Act::Edit, target.place(), &original, &candidate, now)
+            ..self.intent(Act::Edit, dir, target.place(), &original, &candidate, now)
         };
         trail.intents.push(intent.id);
         self.journal.intend(intent, &mut self.steps)?;
@@ -166,6 +165,7 @@ impl Actuator {
     pub(super) fn intent(
         &self,
         act: Act,
+        dir: &ConfigDir,
         place: Place<'_>,
         original: &Content,
         candidate: &[u8],
@@ -176,7 +176,8 @@ impl Actuator {
             time: now.wall,
             act,
             instance: place.instance.to_owned(),
-            config_dir: place.config_dir.to_owned(),
+            container: dir.home().root.name().map(str::to_owned),
+            config_dir: dir.path().to_owned(),
             service: None,
             sha256_before: original.sha.clone(),
             sha256_after: Digest::of(candidate),
@@ -293,6 +294,13 @@ impl Actuator {
             "master_pid": target.master.pid,
             "duration_ms": duration_ms(now),
         });
+        if let Some(container) = target.master.root.container() {
+            detail["container"] = json!({
+                "name": container.name,
+                "pod_uid": container.pod_uid,
+                "hostname": container.hostname,
+            });
+        }
         // A headroom that comes with stress mode is an action of its own in history, after the edit that brought both.
         let (action, headroom) = match done {
             Done::Edit(Change {

@@ -12,10 +12,13 @@ use super::entry::Digest;
 use crate::postfix::endpoint::Names;
 use crate::postfix::headroom::{self, Mark};
 use crate::postfix::postconf::{Postconf, PostconfError};
-use crate::postfix::{ServiceId, edit, master_cf};
+use crate::postfix::{Home, ServiceId, edit, main_cf, master_cf};
 
 /// What the edit is, as postconf(1) prints it.
 const ARGUMENT: &[u8] = b" -o stress=yes";
+
+/// Of /etc/services and /etc/hosts, which can be long lists, and are read whole.
+const NAMES_LIMIT: u64 = 8 << 20;
 
 /// Why a candidate was not let through.
 #[derive(Debug, thiserror::Error)]
@@ -104,26 +107,30 @@ impl Added {
 }
 
 /// The judges at hand: postconf(1) is one where there is one.
-pub(super) struct Checker(pub(super) Option<Postconf>);
+///
+/// About a container there are only the first two: nothing in it is executed, and no program of ours is given its files.
+/// What stands in for the third is that main.cf is well-formed, and, before a trip, that a process of that Postfix has
+/// read it as it is and lives (see [`crate::run`]).
+pub(super) struct Checker {
+    pub(super) postconf: Option<Postconf>,
+    pub(super) home: Home,
+}
 
 impl Checker {
-    /// Whether `after`, which is `before` with our lines put in, may take its place in `config_dir`.
-    pub(super) fn edited(
-        &self,
-        config_dir: &Path,
-        before: &[u8],
-        after: &[u8],
-        passed: &mut Passed,
-    ) -> Result<(), CheckError> {
-        let path = config_dir.join("master.cf");
+    /// Whether `after`, which is `before` with our lines put in, may take its place.
+    pub(super) fn edited(&self, before: &[u8], after: &[u8], passed: &mut Passed) -> Result<(), CheckError> {
+        let path = self.home.config_dir.join("master.cf");
         if !edit::only_ours_differs(before, after) {
             return Err(CheckError::MoreThanOurs(path));
         }
-        valid(&path, after)?;
-        let Some(postconf) = &self.0 else {
-            return Ok(());
+        valid(&self.home, after)?;
+        let Some(postconf) = &self.postconf else {
+            return well_formed(&self.home);
         };
-        let reader = Reader { postconf, config_dir };
+        let reader = Reader {
+            postconf,
+            config_dir: &self.home.config_dir,
+        };
         let added = Added::between(before, after);
         let main_cf = reader.main_cf().map_err(|source| CheckError::Io {
             path: path.clone(),
@@ -139,10 +146,16 @@ impl Checker {
     }
 
     /// Whether a running master would survive reading these bytes.
-    pub(super) fn reloadable(&self, config_dir: &Path, bytes: &[u8]) -> Result<(), CheckError> {
-        valid(&config_dir.join("master.cf"), bytes)?;
-        let Some(postconf) = &self.0 else { return Ok(()) };
-        match (Reader { postconf, config_dir }).entries(bytes) {
+    pub(super) fn reloadable(&self, bytes: &[u8]) -> Result<(), CheckError> {
+        valid(&self.home, bytes)?;
+        let Some(postconf) = &self.postconf else {
+            return well_formed(&self.home);
+        };
+        let reader = Reader {
+            postconf,
+            config_dir: &self.home.config_dir,
+        };
+        match reader.entries(bytes) {
             Err(
                 error @ CheckError::Unreadable {
                     source: PostconfError::Failed { .. },
@@ -201,18 +214,33 @@ fn trim_cr(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
 
-fn valid(path: &Path, bytes: &[u8]) -> Result<(), CheckError> {
+fn valid(home: &Home, bytes: &[u8]) -> Result<(), CheckError> {
     // Read anew each time: an admin who adds a port to /etc/services uses it in master.cf the next minute.
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let read = |path: &str| {
+        let bytes = home.root.read(Path::new(path), NAMES_LIMIT).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
     let names = Names::from_files(&read("/etc/services"), &read("/etc/hosts"));
     master_cf::validate_with(bytes, &names).map_err(|problems| CheckError::Broken {
-        path: path.to_owned(),
+        path: home.config_dir.join("master.cf"),
         problem: problems
             .iter()
             .map(ToString::to_string)
             .collect::<Vec<_>>()
             .join("; "),
     })
+}
+
+/// Whether main.cf can be read line by line. One that cannot be read at all is met by whoever wants to act on it.
+fn well_formed(home: &Home) -> Result<(), CheckError> {
+    let broken = |problem| CheckError::Broken {
+        path: home.config_dir.join("main.cf"),
+        problem,
+    };
+    match main_cf::read(home) {
+        Ok(bytes) => main_cf::validate(&bytes).map_err(broken),
+        Err(_) => Ok(()),
+    }
 }
 
 /// postconf(1), reading candidates beside a copy of the real main.cf: master reads that again too, and dies of an
@@ -347,10 +375,13 @@ mod tests {
     const PLAIN: &[u8] = b"smtp       inet  n       -       y       -       -       smtpd\n\
                            pickup     unix  n       -       y       60      1       pickup\n";
 
-    fn checker() -> Checker {
-        Checker(Some(
-            Postconf::find(Path::new("/nowhere")).expect("Postfix is installed (cargo xtask setup)"),
-        ))
+    fn checker(dir: &tempfile::TempDir) -> Checker {
+        Checker {
+            postconf: Some(
+                Postconf::find(Path::new("/nowhere")).expect("Postfix is installed (cargo xtask setup)"),
+            ),
+            home: Home::own(dir.path()),
+        }
     }
 
     fn directory() -> tempfile::TempDir {
@@ -363,8 +394,8 @@ mod tests {
     fn our_own_edit_passes_both_ways() {
         let dir = directory();
         let after = edit::insert(PLAIN, &smtp(), jiff::Timestamp::UNIX_EPOCH).unwrap();
-        checker()
-            .edited(dir.path(), PLAIN, &after, &mut Passed::default())
+        checker(&dir)
+            .edited(PLAIN, &after, &mut Passed::default())
             .unwrap();
         undone(dir.path(), &after, &edit::remove(&after)).unwrap();
         let with_headroom = Change {
@@ -374,8 +405,8 @@ mod tests {
         let after = with_headroom
             .apply(PLAIN, &smtp(), jiff::Timestamp::UNIX_EPOCH)
             .unwrap();
-        checker()
-            .edited(dir.path(), PLAIN, &after, &mut Passed::default())
+        checker(&dir)
+            .edited(PLAIN, &after, &mut Passed::default())
             .unwrap();
         let mut removal = edit::remove(&after);
         undone(dir.path(), &after, &removal).unwrap();
@@ -388,14 +419,12 @@ mod tests {
         let dir = directory();
         let mut passed = Passed::default();
         let after = edit::insert(PLAIN, &smtp(), jiff::Timestamp::UNIX_EPOCH).unwrap();
-        checker().edited(dir.path(), PLAIN, &after, &mut passed).unwrap();
+        checker(&dir).edited(PLAIN, &after, &mut passed).unwrap();
         let later = edit::insert(PLAIN, &smtp(), jiff::Timestamp::MAX).unwrap();
-        checker().edited(dir.path(), PLAIN, &later, &mut passed).unwrap();
+        checker(&dir).edited(PLAIN, &later, &mut passed).unwrap();
         assert_eq!(passed.0.len(), 1);
         std::fs::write(dir.path().join("main.cf"), "no equals sign\n").unwrap();
-        checker()
-            .edited(dir.path(), PLAIN, &after, &mut passed)
-            .unwrap_err();
+        checker(&dir).edited(PLAIN, &after, &mut passed).unwrap_err();
     }
 
     #[test]
@@ -404,7 +433,7 @@ mod tests {
         let after = edit::insert(PLAIN, &smtp(), jiff::Timestamp::UNIX_EPOCH).unwrap();
         let other = [after.as_slice(), b"# a word\n"].concat();
         assert!(matches!(
-            checker().edited(dir.path(), PLAIN, &other, &mut Passed::default()),
+            checker(&dir).edited(PLAIN, &other, &mut Passed::default()),
             Err(CheckError::MoreThanOurs(_))
         ));
         let removal = edit::Removal {
@@ -466,13 +495,13 @@ mod tests {
     #[test]
     fn a_file_that_stops_master_is_not_reloaded() {
         let dir = directory();
-        checker().reloadable(dir.path(), PLAIN).unwrap();
+        checker(&dir).reloadable(PLAIN).unwrap();
         for broken in [
             &b"smtp inet y - y - - smtpd\n"[..],
             b"smtp inet n - y - -\n",
             b"smtp tcp n - y - - smtpd\n",
         ] {
-            let error = checker().reloadable(dir.path(), broken).unwrap_err();
+            let error = checker(&dir).reloadable(broken).unwrap_err();
             assert!(error.to_string().contains("do not reload"), "{error}");
         }
     }

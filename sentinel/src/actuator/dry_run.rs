@@ -40,7 +40,7 @@ impl DryRun {
         if !self.masters.alive(&target.master) {
             return Err(gone(target).into());
         }
-        let dir = ConfigDir::open(&target.master.config_dir)?;
+        let dir = ConfigDir::open(&target.master.home())?;
         dir.replaceable()?;
         let original = dir.read()?;
         let candidate = change
@@ -49,12 +49,11 @@ impl DryRun {
                 path: dir.path().join(MASTER_CF),
                 source,
             })?;
-        Checker(Postconf::find(&target.master.daemon_dir)).edited(
-            dir.path(),
-            &original.bytes,
-            &candidate,
-            &mut Passed::default(),
-        )?;
+        let checker = Checker {
+            postconf: Postconf::of(&target.master),
+            home: target.master.home(),
+        };
+        checker.edited(&original.bytes, &candidate, &mut Passed::default())?;
         Ok(HistoryEntry {
             reasons: reasons.to_vec(),
             outcome: Some(Outcome::DryRun),

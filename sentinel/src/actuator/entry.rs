@@ -72,6 +72,9 @@ pub struct Intent {
     pub time: Timestamp,
     pub act: Act,
     pub instance: String,
+    /// The container that it is in, by name; `None` where paths mean the same as to us.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
     pub config_dir: PathBuf,
     /// The one entry that it is about; `None` where all of ours are taken out at once.
     pub service: Option<ServiceId>,

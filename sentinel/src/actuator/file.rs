@@ -8,12 +8,16 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
 use xattr::FileExt as _;
 
 use super::entry::{Digest, FileId};
 use super::lock::{LockError, PARTING, flock_within};
+use crate::postfix::root::{look_at, reopen};
+use crate::postfix::{Home, Root};
 
 pub(super) const MASTER_CF: &str = "master.cf";
 /// What postconf(1) calls its temporary file (Postfix src/util/edit_file.c, EDIT_FILE_SUFFIX).
@@ -21,6 +25,9 @@ pub(super) const MASTER_CF_TMP: &str = "master.cf.tmp";
 
 /// A master.cf is some kilobytes. Above this it is not one, and not read.
 pub(super) const SIZE_LIMIT: u64 = 1 << 20;
+
+/// A lock in a container that is not free by then is somebody's who wants us to wait.
+const PATIENCE_WITH_CONTAINERS: Duration = Duration::from_millis(100);
 
 /// Why a master.cf is left alone.
 #[derive(Debug, thiserror::Error)]
@@ -38,12 +45,25 @@ pub enum FileError {
     TooLarge(PathBuf),
     #[error("{} is a mount of its own (a bind mount, a ConfigMap): it cannot be replaced; mount the directory", .0.display())]
     Mount(PathBuf),
+    #[error(
+        "{} is reached through a symbolic link, which may lead anywhere by the next moment; configure the directory itself",
+        .0.display()
+    )]
+    LinkOnTheWay(PathBuf),
+    #[error(
+        "{} is on a mount of its own in its container (a volume, a ConfigMap), which is not ours to change; have it in \
+         the container's own file system",
+        .0.display()
+    )]
+    MountOnTheWay(PathBuf),
+    #[error("{} is setuid, setgid, or has capabilities of its own, and we would be the one who gives them to the new file", .0.display())]
+    Privileged(PathBuf),
     #[error("{} is marked immutable or append-only: `chattr -ia` it, or leave its directory out", .0.display())]
     Immutable(PathBuf),
     #[error("cannot replace files in {}: {source}; run as root, with that directory writable", .path.display())]
     Unwritable { path: PathBuf, source: io::Error },
-    #[error("{} is locked by somebody else (postconf?) for more than {waited_s} s; try again later", .path.display())]
-    Busy { path: PathBuf, waited_s: u64 },
+    #[error("{} is locked by somebody else (postconf?) for more than {} ms; try again later", .path.display(), .waited.as_millis())]
+    Busy { path: PathBuf, waited: Duration },
     #[error("{} is in the way and is neither ours nor postconf's: look at it, and remove it", .0.display())]
     TempTaken(PathBuf),
     #[error("{} was changed by somebody else while we were at it; it is theirs, and we did not touch it", .0.display())]
@@ -77,10 +97,13 @@ impl FileError {
 }
 
 /// A configuration directory that is open.
+///
+/// Every file in it is named by this descriptor and a name without a slash, on the host and in a container alike. What
+/// differs is only how the directory itself was reached: see [`Root::open_dir`].
 #[derive(Debug)]
 pub struct ConfigDir {
     fd: OwnedFd,
-    path: PathBuf,
+    home: Home,
 }
 
 /// A master.cf as it was read, with all that a replacement must take over from it.
@@ -96,21 +119,25 @@ pub struct Content {
 }
 
 impl ConfigDir {
-    pub fn open(path: &Path) -> Result<Self, FileError> {
-        let fd = rustix::fs::open(
-            path,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|error| FileError::io("open", path.to_owned())(error.into()))?;
+    pub fn open(home: &Home) -> Result<Self, FileError> {
+        let path = home.config_dir.clone();
+        let fd = home.root.open_dir(&path).map_err(|error| match error {
+            Errno::LOOP => FileError::LinkOnTheWay(path),
+            Errno::XDEV => FileError::MountOnTheWay(path),
+            error => FileError::io("open", path)(error.into()),
+        })?;
         Ok(Self {
             fd,
-            path: path.to_owned(),
+            home: home.clone(),
         })
     }
 
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.home.config_dir
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -118,18 +145,23 @@ impl ConfigDir {
     }
 
     pub(super) fn file(&self, name: &str) -> PathBuf {
-        self.path.join(name)
+        self.path().join(name)
     }
 
     /// From here on no other sentinel edits this master.cf, as long as this handle lives.
     pub(super) fn claim(&self) -> Result<(), LockError> {
-        match flock_within(self.fd(), PARTING) {
+        // Asked every few seconds; and whoever holds the lock of a directory in a container need be no sentinel.
+        let patience = match self.home.root {
+            Root::Own => PARTING,
+            Root::Container(_) => Duration::ZERO,
+        };
+        match flock_within(self.fd(), patience) {
             Ok(true) => Ok(()),
             Ok(false) => Err(LockError::Claimed {
-                config_dir: self.path.clone(),
+                config_dir: self.path().to_owned(),
             }),
             Err(source) => Err(LockError::Claim {
-                path: self.path.clone(),
+                path: self.path().to_owned(),
                 source,
             }),
         }
@@ -138,40 +170,42 @@ impl ConfigDir {
     /// The master.cf, unless it is something that we must not replace.
     pub fn read(&self) -> Result<Content, FileError> {
         let path = self.file(MASTER_CF);
-        // O_NONBLOCK: a FIFO in its place must not hang us.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(self.fd(), MASTER_CF, flags, Mode::empty()) {
-            Ok(fd) => File::from(fd),
-            Err(rustix::io::Errno::LOOP) => return Err(FileError::Symlink(path)),
-            // A socket.
-            Err(rustix::io::Errno::NXIO) => return Err(FileError::NotRegular(path)),
+        let found = match look_at(self.fd(), MASTER_CF) {
+            Ok(found) => found,
+            Err(Errno::LOOP) => return Err(FileError::Symlink(path)),
+            Err(Errno::XDEV) => return Err(FileError::Mount(path)),
             Err(error) => return Err(FileError::io("open", path)(error.into())),
         };
+        // Before it is opened: the open alone of a device has effects, and that of a FIFO may wait.
+        let stat =
+            rustix::fs::fstat(&found).map_err(|error| FileError::io("stat", path.clone())(error.into()))?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {}
+            FileType::Symlink => return Err(FileError::Symlink(path)),
+            _ => return Err(FileError::NotRegular(path)),
+        }
+        let file =
+            reopen(&found, OFlags::RDONLY).map_err(|error| FileError::io("open", path)(error.into()))?;
         self.read_open(&file)
     }
 
     /// The bytes that a master would read, links followed: to look at, not to edit.
     pub fn read_followed(&self) -> Result<Vec<u8>, FileError> {
-        let path = self.file(MASTER_CF);
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(self.fd(), MASTER_CF, flags, Mode::empty())
-            .map_err(|error| FileError::io("open", path.clone())(error.into()))?;
-        let mut bytes = Vec::new();
-        File::from(fd)
-            .take(SIZE_LIMIT + 1)
-            .read_to_end(&mut bytes)
-            .map_err(FileError::io("read", path.clone()))?;
-        if bytes.len() as u64 > SIZE_LIMIT {
-            Err(FileError::TooLarge(path))
-        } else {
-            Ok(bytes)
+        read_followed(&self.home)
+    }
+
+    /// How long to wait for a lock of somebody else's: in a container anybody may hold it, and for as long as he likes.
+    pub(super) fn patience(&self, usual: Duration) -> Duration {
+        match self.home.root {
+            Root::Own => usual,
+            Root::Container(_) => usual.min(PATIENCE_WITH_CONTAINERS),
         }
     }
 
     /// Whether the path still stands for the directory that is open.
     pub(super) fn still_named(&self) -> bool {
         let id = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-        match (rustix::fs::fstat(&self.fd), rustix::fs::stat(&self.path)) {
+        match (rustix::fs::fstat(&self.fd), self.home.root.stat(self.path())) {
             (Ok(open), Ok(named)) => id(open) == id(named),
             _ => false,
         }
@@ -180,9 +214,6 @@ impl ConfigDir {
     fn read_open(&self, file: &File) -> Result<Content, FileError> {
         let path = || self.file(MASTER_CF);
         let stat = rustix::fs::fstat(file).map_err(|error| FileError::io("stat", path())(error.into()))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(FileError::NotRegular(path()));
-        }
         if stat.st_nlink != 1 {
             return Err(FileError::HardLink {
                 path: path(),
@@ -196,7 +227,7 @@ impl ConfigDir {
         if bytes.len() as u64 > SIZE_LIMIT {
             return Err(FileError::TooLarge(path()));
         }
-        Ok(Content {
+        let content = Content {
             sha: Digest::of(&bytes),
             bytes,
             id: file_id(&stat),
@@ -204,7 +235,12 @@ impl ConfigDir {
             uid: stat.st_uid,
             gid: stat.st_gid,
             xattrs: attributes(file).map_err(FileError::io("read the attributes of", path()))?,
-        })
+        };
+        // We would be the one who gives them out.
+        if self.home.root != Root::Own && content.privileged() {
+            return Err(FileError::Privileged(path()));
+        }
+        Ok(content)
     }
 
     /// Whether master.cf could be replaced, as far as that can be told without trying.
@@ -217,7 +253,7 @@ impl ConfigDir {
             AtFlags::EACCESS,
         )
         .map_err(|error| FileError::Unwritable {
-            path: self.path.clone(),
+            path: self.path().to_owned(),
             source: error.into(),
         })?;
         let statx = rustix::fs::statx(
@@ -239,6 +275,28 @@ impl ConfigDir {
         }
         Ok(())
     }
+}
+
+impl Content {
+    /// Whether whoever runs it would get more than he has; nobody runs a master.cf.
+    fn privileged(&self) -> bool {
+        let special = Mode::SUID | Mode::SGID;
+        let ours_to_give =
+            |name: &OsString| name == "security.capability" || name.to_string_lossy().starts_with("trusted.");
+        self.mode.intersects(special) || self.xattrs.iter().any(|(name, _)| ours_to_give(name))
+    }
+}
+
+/// The bytes that a master would read, links and mounts followed as far as its root reaches: to look at, not to edit.
+pub fn read_followed(home: &Home) -> Result<Vec<u8>, FileError> {
+    let path = home.config_dir.join(MASTER_CF);
+    home.root
+        .read(&path, SIZE_LIMIT)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::FileTooLarge => FileError::TooLarge(path),
+            io::ErrorKind::InvalidInput => FileError::NotRegular(path),
+            _ => FileError::io("read", path)(error),
+        })
 }
 
 pub(super) fn file_id(stat: &rustix::fs::Stat) -> FileId {

@@ -299,6 +299,7 @@ mod tests {
             time: jiff::Timestamp::UNIX_EPOCH,
             act: Act::Edit,
             instance: "postfix".into(),
+            container: None,
             config_dir: "/nowhere".into(),
             service: None,
             sha256_before: Digest::of(b"a"),

@@ -39,7 +39,7 @@ pub use check::CheckError;
 pub use dry_run::DryRun;
 pub use entry::{Act, Action, Digest, FileId, HistoryEntry, Intent, IntentId, Kind, Outcome};
 pub use error::ActError;
-pub use file::{ConfigDir, Content, FileError};
+pub use file::{ConfigDir, Content, FileError, read_followed};
 pub use journal::{JournalError, read_history};
 pub use lock::LockError;
 pub use restore::{Found, RestoreReport, Restored, Told, restore};
@@ -48,7 +48,7 @@ pub use steps::{Hook, Steps};
 pub use verify::{LIVES_FOR, NEW_WORKER_WITHIN, Progress, Verification};
 
 use crate::postfix::postconf::Postconf;
-use crate::postfix::{Master, ServiceId};
+use crate::postfix::{Home, Master, Root, ServiceId};
 
 /// History entries that could not be written are kept for the next attempt; more than this many are let go.
 const UNWRITTEN_LIMIT: usize = 256;
@@ -64,20 +64,17 @@ pub struct Target {
 
 impl Target {
     fn place(&self) -> Place<'_> {
-        let config_dir = &self.master.config_dir;
         Place {
             instance: &self.instance,
-            config_dir,
             master: Some(&self.master),
         }
     }
 }
 
-/// Which master.cf, and whose: there need not be a master for lines of ours to be taken out.
+/// Whose master.cf: there need not be a master for lines of ours to be taken out.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     instance: &'a str,
-    config_dir: &'a Path,
     master: Option<&'a Master>,
 }
 
@@ -96,13 +93,14 @@ pub struct Actuator {
     mode: ReloadMode,
     masters: Box<dyn Masters>,
     /// Where the postconf(1) of a master is.
-    postconf: fn(&Path) -> Option<Postconf>,
+    postconf: fn(&Master) -> Option<Postconf>,
     steps: Steps,
-    claimed: BTreeMap<PathBuf, Arc<ConfigDir>>,
+    /// By [`Home::name`].
+    claimed: BTreeMap<String, Arc<ConfigDir>>,
     unwritten: VecDeque<(HistoryEntry, Vec<IntentId>)>,
     passed: check::Passed,
-    /// By configuration directory: the file that was seen last, if its master had every socket of it.
-    bound: BTreeMap<PathBuf, Digest>,
+    /// By [`Home::name`]: the file that was seen last, if its master had every socket of it.
+    bound: BTreeMap<String, Digest>,
 }
 
 impl Actuator {
@@ -126,7 +124,7 @@ impl Actuator {
             journal,
             mode,
             masters,
-            postconf: Postconf::find,
+            postconf: Postconf::of,
             steps,
             claimed: BTreeMap::new(),
             unwritten: VecDeque::new(),
@@ -152,26 +150,37 @@ impl Actuator {
     }
 
     /// The directory, with its master.cf ours alone among sentinels for as long as we live.
-    pub fn claim(&mut self, config_dir: &Path) -> Result<Arc<ConfigDir>, ActError> {
+    pub fn claim(&mut self, home: &Home) -> Result<Arc<ConfigDir>, ActError> {
         self.steps
             .step("claim")
-            .map_err(FileError::io("open", config_dir.to_owned()))?;
-        if let Some(dir) = self.claimed.get(config_dir)
+            .map_err(FileError::io("open", home.config_dir.clone()))?;
+        let name = home.name();
+        if let Some(dir) = self.claimed.get(&name)
+            && dir.home() == home
             && dir.still_named()
         {
             return Ok(Arc::clone(dir));
         }
         // The old claim first: a directory that was moved away and back would be claimed twice over.
-        self.claimed.remove(config_dir);
-        let dir = ConfigDir::open(config_dir)?;
+        self.claimed.remove(&name);
+        let dir = ConfigDir::open(home)?;
         dir.claim()?;
         let dir = Arc::new(dir);
-        self.claimed.insert(config_dir.to_owned(), Arc::clone(&dir));
+        self.claimed.insert(name, Arc::clone(&dir));
         Ok(dir)
     }
 
+    /// Lets go of a directory: what is held open in a container keeps its file system from going away.
+    pub fn release(&mut self, home: &Home) {
+        self.claimed.remove(&home.name());
+        self.bound.remove(&home.name());
+    }
+
     fn checker(&self, master: &Master) -> check::Checker {
-        check::Checker((self.postconf)(&master.daemon_dir))
+        check::Checker {
+            postconf: (self.postconf)(master),
+            home: master.home(),
+        }
     }
 
     /// A history entry, after those that could not be written earlier. The act that it tells of is done, and stays
@@ -193,9 +202,12 @@ impl Actuator {
     }
 
     /// The open intents that are about this master.cf, whatever way its directory is spelled.
-    fn intents_of(&self, config_dir: &Path) -> Vec<Intent> {
-        let same =
-            |intent: &&Intent| intent.config_dir == config_dir || same_dir(&intent.config_dir, config_dir);
+    fn intents_of(&self, home: &Home) -> Vec<Intent> {
+        let same = |intent: &&Intent| {
+            intent.container.as_deref() == home.root.name()
+                && (intent.config_dir == home.config_dir
+                    || home.root == Root::Own && same_dir(&intent.config_dir, &home.config_dir))
+        };
         self.open_intents().iter().filter(same).cloned().collect()
     }
 

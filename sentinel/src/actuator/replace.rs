@@ -31,6 +31,7 @@ use super::entry::FileId;
 use super::file::{ConfigDir, Content, FileError, MASTER_CF, MASTER_CF_TMP, SIZE_LIMIT, attributes, file_id};
 use super::lock::{PARTING, flock_within};
 use super::steps::Steps;
+use crate::postfix::root::{look_at, reopen};
 
 /// postconf(1) holds its lock for some milliseconds. Long enough for a slow disk, short enough for a tick.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
@@ -71,7 +72,8 @@ impl<'d> Draft<'d> {
         let path = dir.file(MASTER_CF_TMP);
         steps.step("lock").map_err(FileError::io("lock", path.clone()))?;
         let mut waited = Duration::ZERO;
-        while waited < LOCK_WAIT {
+        let patience = dir.patience(LOCK_WAIT);
+        while waited < patience {
             let temp = open_temp(dir)?;
             if !flock_within(&temp, LOCK_POLL).map_err(FileError::io("lock", path.clone()))? {
                 waited += LOCK_POLL;
@@ -93,7 +95,7 @@ impl<'d> Draft<'d> {
         }
         Err(FileError::Busy {
             path,
-            waited_s: LOCK_WAIT.as_secs(),
+            waited: patience,
         })
     }
 
@@ -226,7 +228,7 @@ pub(super) fn sweep(dir: &ConfigDir, dead_copy: &dyn Fn(&[u8]) -> bool) -> Resul
         return Ok(());
     }
     let temp = open_temp(dir)?;
-    if !flock_within(&temp, PARTING).map_err(FileError::io("lock", path))? {
+    if !flock_within(&temp, dir.patience(PARTING)).map_err(FileError::io("lock", path))? {
         return Ok(());
     }
     match standing(dir, &temp, dead_copy)? {
@@ -286,16 +288,39 @@ fn standing(dir: &ConfigDir, temp: &File, dead_copy: &dyn Fn(&[u8]) -> bool) -> 
 
 fn open_temp(dir: &ConfigDir) -> Result<File, FileError> {
     let path: PathBuf = dir.file(MASTER_CF_TMP);
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    match rustix::fs::openat(dir.fd(), MASTER_CF_TMP, flags, DRAFT_MODE) {
-        Ok(fd) => Ok(File::from(fd)),
-        Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => Err(FileError::TempTaken(path)),
+    match existing_or_new(dir) {
+        Ok(Some(temp)) => Ok(temp),
+        Ok(None) | Err(Errno::LOOP | Errno::XDEV) => Err(FileError::TempTaken(path)),
         Err(error @ (Errno::ACCESS | Errno::PERM | Errno::ROFS)) => Err(FileError::Unwritable {
             path: dir.path().to_owned(),
             source: error.into(),
         }),
         Err(error) => Err(FileError::io("create", path)(error.into())),
     }
+}
+
+/// `None`: something else than a regular file has the name. It is not opened, which with a device could have effects.
+fn existing_or_new(dir: &ConfigDir) -> Result<Option<File>, Errno> {
+    let create = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut last = Errno::EXIST;
+    // It may come and go between the two looks, but not for ever.
+    for _ in 0..16 {
+        match look_at(dir.fd(), MASTER_CF_TMP) {
+            Ok(found) => {
+                let stat = rustix::fs::fstat(&found)?;
+                let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+                return regular.then(|| reopen(&found, OFlags::RDWR)).transpose();
+            }
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+        match rustix::fs::openat(dir.fd(), MASTER_CF_TMP, create, DRAFT_MODE) {
+            Ok(fd) => return Ok(Some(File::from(fd))),
+            Err(Errno::EXIST) => last = Errno::EXIST,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last)
 }
 
 fn unlink(dir: &ConfigDir) -> Result<(), FileError> {

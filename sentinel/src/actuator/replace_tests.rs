@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
+use crate::postfix::Home;
 
 const OLD: &[u8] = b"smtp      inet  n       -       y       -       -       smtpd\n";
 const NEW: &[u8] = b"smtp      inet  n       -       y       -       -       smtpd\n    -v\n";
@@ -16,7 +17,7 @@ fn home() -> tempfile::TempDir {
 }
 
 fn replace(home: &Path) -> Result<(), FileError> {
-    let dir = ConfigDir::open(home)?;
+    let dir = ConfigDir::open(&Home::own(home))?;
     let mut steps = Steps::default();
     let draft = Draft::begin(&dir, &|bytes| bytes == NEW, &mut steps)?;
     let original = match dir.read() {
@@ -125,7 +126,10 @@ fn leftovers_are_taken_over_or_removed() {
             std::fs::write(&temp, left).unwrap();
             std::fs::set_permissions(&temp, PermissionsExt::from_mode(mode)).unwrap();
             if sweeping {
-                sweep(&ConfigDir::open(home.path()).unwrap(), &|bytes| bytes == NEW).unwrap();
+                sweep(&ConfigDir::open(&Home::own(home.path())).unwrap(), &|bytes| {
+                    bytes == NEW
+                })
+                .unwrap();
                 assert_eq!(bytes(home.path()), OLD);
             } else {
                 replace(home.path()).unwrap();
@@ -178,7 +182,7 @@ fn a_lock_that_is_never_given_up_is_waited_for_and_named() {
     temp.set_permissions(PermissionsExt::from_mode(0o600)).unwrap();
     assert!(flock_within(&temp, Duration::ZERO).unwrap());
     assert!(matches!(replace(home.path()), Err(FileError::Busy { .. })));
-    sweep(&ConfigDir::open(home.path()).unwrap(), &|_| true).unwrap();
+    sweep(&ConfigDir::open(&Home::own(home.path())).unwrap(), &|_| true).unwrap();
     assert!(home.path().join(MASTER_CF_TMP).exists());
     drop(temp);
     replace(home.path()).unwrap();
@@ -188,7 +192,7 @@ fn a_lock_that_is_never_given_up_is_waited_for_and_named() {
 #[test]
 fn postconf_waits_for_us() {
     let home = home();
-    let dir = ConfigDir::open(home.path()).unwrap();
+    let dir = ConfigDir::open(&Home::own(home.path())).unwrap();
     let mut steps = Steps::default();
     let draft = Draft::begin(&dir, &|_| false, &mut steps).unwrap();
     let mut postconf = Command::new("postconf")
@@ -225,7 +229,7 @@ fn postconf_and_we_take_turns() {
             assert!(status.success());
         }
     });
-    let dir = ConfigDir::open(home.path()).unwrap();
+    let dir = ConfigDir::open(&Home::own(home.path())).unwrap();
     let mut steps = Steps::default();
     for round in 0..ROUNDS {
         let draft = Draft::begin(&dir, &|_| false, &mut steps).unwrap();

@@ -4,18 +4,18 @@
 //! Tells a master at most once, and only if it may still run with our setting and would survive reading the file.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::json;
 
 use super::apply::duration_ms;
-use super::entry::{Act, Action, HistoryEntry, Intent, Kind, Outcome};
+use super::entry::{Act, Action, HistoryEntry, Intent, IntentId, Kind, Outcome};
 use super::file::{ConfigDir, FileError, MASTER_CF};
 use super::signal::{ReloadError, ReloadMode};
 use super::undo::Taken;
 use super::{ActError, Actuator, Place, replace, same_dir};
 use crate::clock::Now;
-use crate::postfix::{Master, ServiceId, edit};
+use crate::postfix::{Home, Master, Root, ServiceId, edit, name_of};
 
 /// What became of each master.cf.
 #[derive(Debug, Default)]
@@ -39,7 +39,8 @@ impl RestoreReport {
 /// What became of one master.cf. Displays as a sentence for the operator.
 #[derive(Debug)]
 pub struct Restored {
-    pub config_dir: PathBuf,
+    /// As in [`Home::name`]; what the journal calls the instance, where its container is gone.
+    pub name: String,
     /// The services that our lines were on.
     pub services: Vec<ServiceId>,
     pub found: Found,
@@ -59,6 +60,9 @@ pub enum Found {
     NotComparable,
     /// The journal tells of an edit that is not in the file (any more).
     AlreadyOut,
+    /// The journal tells of an edit in a container that is not there any more. Should it come back with our lines, they
+    /// are taken out when it is found.
+    ContainerGone,
     /// Not done; our lines may still be there.
     Failed(ActError),
 }
@@ -83,7 +87,7 @@ impl Restored {
 
 impl fmt::Display for Restored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.config_dir.join(MASTER_CF).display())?;
+        write!(f, "{}/{MASTER_CF}: ", self.name)?;
         match &self.found {
             Found::Nothing => return f.write_str("nothing of ours"),
             Found::ByteForByte => f.write_str("restored byte for byte")?,
@@ -94,6 +98,11 @@ impl fmt::Display for Restored {
                 "our lines are out; the journal does not know of them, so that the rest was not compared",
             )?,
             Found::AlreadyOut => f.write_str("our lines are not there (any more), nothing was changed")?,
+            Found::ContainerGone => {
+                return f.write_str(
+                    "the container is gone; should it be started again with our lines, they are taken out when it is found",
+                );
+            }
             Found::Failed(error) => return write!(f, "NOT restored: {error}"),
         }
         match &self.told {
@@ -111,45 +120,100 @@ impl fmt::Display for Restored {
 /// Opens, restores, and lets go. Refuses while a daemon holds the state directory.
 pub fn restore(
     state_dir: &Path,
-    config_dirs: &[PathBuf],
+    homes: &[Home],
     mode: ReloadMode,
     now: Now,
 ) -> Result<RestoreReport, ActError> {
-    Ok(Actuator::open(state_dir, mode)?.restore(config_dirs, now))
+    Ok(Actuator::open(state_dir, mode)?.restore(homes, now))
 }
 
 impl Actuator {
-    /// Gives back every master.cf that the journal or `config_dirs` name. One that fails does not keep the others.
-    pub fn restore(&mut self, config_dirs: &[PathBuf], now: Now) -> RestoreReport {
-        let mut dirs: Vec<PathBuf> = Vec::new();
-        let known: Vec<_> = self
-            .open_intents()
-            .iter()
-            .map(|intent| intent.config_dir.clone())
-            .collect();
-        for dir in known.iter().chain(config_dirs) {
-            if !dirs.iter().any(|seen| seen == dir || same_dir(seen, dir)) {
-                dirs.push(dir.clone());
+    /// Gives back every master.cf that the journal or `homes` name. One that fails does not keep the others.
+    pub fn restore(&mut self, homes: &[Home], now: Now) -> RestoreReport {
+        let mut known = Vec::new();
+        let mut items = Vec::new();
+        for intent in self.open_intents().to_vec() {
+            let Some(container) = &intent.container else {
+                known.push(Home::own(intent.config_dir));
+                continue;
+            };
+            let is_it = |home: &&Home| {
+                home.root.name() == Some(container.as_str()) && home.config_dir == intent.config_dir
+            };
+            if let Some(home) = homes.iter().find(is_it) {
+                known.push(home.clone());
+                continue;
+            }
+            match self.masters.container(container, &intent.config_dir) {
+                Ok(Some(home)) => known.push(home),
+                Ok(None) => items.extend(self.abandon(container, &intent.config_dir, now)),
+                Err(error) => items.push(Restored {
+                    name: name_of(Some(container), &intent.config_dir),
+                    services: Vec::new(),
+                    found: Found::Failed(error.into()),
+                    told: Told::NotNeeded,
+                }),
+            }
+        }
+        known.extend_from_slice(homes);
+        let mut report = self.restore_only(&known, now);
+        report.items.extend(items);
+        report
+    }
+
+    /// Gives back the master.cf of these homes and of no other.
+    pub fn restore_only(&mut self, homes: &[Home], now: Now) -> RestoreReport {
+        let mut each: Vec<&Home> = Vec::new();
+        for home in homes {
+            let same = |seen: &&Home| {
+                *seen == home
+                    || seen.root == Root::Own
+                        && home.root == Root::Own
+                        && same_dir(&seen.config_dir, &home.config_dir)
+            };
+            if !each.iter().any(same) {
+                each.push(home);
             }
         }
         RestoreReport {
-            items: dirs.into_iter().map(|dir| self.restore_one(dir, now)).collect(),
+            items: each.into_iter().map(|home| self.restore_one(home, now)).collect(),
         }
     }
 
-    fn restore_one(&mut self, config_dir: PathBuf, now: Now) -> Restored {
-        let intents = self.intents_of(&config_dir);
-        let instance = intents
-            .last()
-            .map_or_else(|| config_dir.display().to_string(), |i| i.instance.clone());
+    /// Closes the journal's account of a container that is not there any more. `None`: there was none open.
+    pub fn abandon(&mut self, container: &str, config_dir: &Path, now: Now) -> Option<Restored> {
+        let about = |intent: &&Intent| {
+            intent.container.as_deref() == Some(container) && intent.config_dir == config_dir
+        };
+        let ended: Vec<_> = self
+            .open_intents()
+            .iter()
+            .filter(about)
+            .map(|intent| intent.id)
+            .collect();
+        let restored = Restored {
+            name: name_of(Some(container), config_dir),
+            services: Vec::new(),
+            found: Found::ContainerGone,
+            told: Told::NotRunning,
+        };
+        (!ended.is_empty()).then(|| {
+            self.account_for(&restored, ended, now);
+            restored
+        })
+    }
+
+    fn restore_one(&mut self, home: &Home, now: Now) -> Restored {
+        let intents = self.intents_of(home);
+        let instance = intents.last().map_or_else(|| home.name(), |i| i.instance.clone());
         let mut ended: Vec<_> = intents.iter().map(|intent| intent.id).collect();
         let mut restored = Restored {
+            name: instance.clone(),
             services: Vec::new(),
             found: Found::Nothing,
             told: Told::NotNeeded,
-            config_dir,
         };
-        match self.give_back(&restored.config_dir, &instance, &intents, now) {
+        match self.give_back(home, &instance, &intents, now) {
             Err(error) => restored.found = Found::Failed(error),
             Ok(None) => {}
             Ok(Some((found, told, taken))) => {
@@ -161,38 +225,49 @@ impl Actuator {
             }
         }
         if !matches!(restored.found, Found::Nothing) {
-            let complete = restored.complete();
-            let entry = HistoryEntry {
-                instance: Some(instance),
-                service: restored.services.first().map(ToString::to_string),
-                action: Some(Action::Undo),
-                reasons: vec![restored.to_string()],
-                outcome: Some(if complete { Outcome::Done } else { Outcome::Failed }),
-                detail: json!({
-                    "path": restored.config_dir.join(MASTER_CF),
-                    "services": restored.services.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                    "reloaded": matches!(restored.told, Told::Once),
-                    "intents": ended,
-                    "step": (!complete).then(|| self.steps.last()),
-                    "duration_ms": duration_ms(now),
-                }),
-                ..HistoryEntry::new(now.wall, Kind::Restore)
-            };
-            self.settle(entry, if complete { ended } else { Vec::new() });
+            self.account_for(&restored, ended, now);
         }
         restored
+    }
+
+    /// Writes down what became of a master.cf, and with that settles its intents if nothing is left to be done.
+    fn account_for(&mut self, restored: &Restored, ended: Vec<IntentId>, now: Now) {
+        let complete = restored.complete();
+        let entry = HistoryEntry {
+            instance: Some(restored.name.clone()),
+            service: restored.services.first().map(ToString::to_string),
+            action: Some(Action::Undo),
+            reasons: vec![restored.to_string()],
+            outcome: Some(if complete { Outcome::Done } else { Outcome::Failed }),
+            detail: json!({
+                "path": format!("{}/{MASTER_CF}", restored.name),
+                "services": restored.services.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "reloaded": matches!(restored.told, Told::Once),
+                "intents": ended,
+                "step": (!complete).then(|| self.steps.last()),
+                "duration_ms": duration_ms(now),
+            }),
+            ..HistoryEntry::new(now.wall, Kind::Restore)
+        };
+        self.settle(entry, if complete { ended } else { Vec::new() });
     }
 
     /// `None`: nothing of ours in the file, and nothing open in the journal.
     fn give_back(
         &mut self,
-        config_dir: &Path,
+        home: &Home,
         instance: &str,
         intents: &[Intent],
         now: Now,
     ) -> Result<Option<(Found, Told, Option<Taken>)>, ActError> {
-        let dir = match self.claim(config_dir) {
+        let dir = match self.claim(home) {
             Ok(dir) => dir,
+            // It is not ours to change: then it has nothing of ours either, unless the journal says so.
+            Err(ActError::File(FileError::LinkOnTheWay(_) | FileError::MountOnTheWay(_)))
+                if intents.is_empty() =>
+            {
+                return Ok(None);
+            }
             // An instance that was taken away, or one that is configured and not there yet.
             Err(ActError::File(error)) if error.is_missing() => {
                 return Ok((!intents.is_empty()).then_some((Found::AlreadyOut, Told::NotRunning, None)));
@@ -200,13 +275,9 @@ impl Actuator {
             Err(error) => return Err(error),
         };
         self.sweep(&dir);
-        let running = self.master_of(config_dir);
+        let running = self.master_of(home);
         let master = running.as_ref().ok().and_then(Option::as_ref);
-        let place = Place {
-            instance,
-            config_dir,
-            master,
-        };
+        let place = Place { instance, master };
         let taken = match self.take_back(&dir, place, None, now) {
             Ok(taken) => Some(taken),
             Err(ActError::File(error)) => match nothing_in_there(&dir, &error) {
@@ -276,7 +347,10 @@ fn compare(taken: &Taken, intents: &[Intent]) -> Found {
 /// nothing of ours in it. One that is missing may come back with our lines, and a master would not survive reading
 /// it: neither settled nor reloaded.
 fn nothing_in_there(dir: &ConfigDir, error: &FileError) -> bool {
-    let odd = matches!(error, FileError::Symlink(_) | FileError::HardLink { .. });
+    let odd = matches!(
+        error,
+        FileError::Symlink(_) | FileError::HardLink { .. } | FileError::Mount(_)
+    );
     odd && dir
         .read_followed()
         .is_ok_and(|bytes| edit::remove(&bytes).bytes == bytes)

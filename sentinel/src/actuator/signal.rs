@@ -10,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::command::{self, Ended};
 use crate::postfix::postconf::Postconf;
-use crate::postfix::{Master, discovery};
+use crate::postfix::{Home, Master, Root, discovery};
 
 /// `postfix reload` runs `postsuper active` first, which is 50 to 400 ms and more with a long queue.
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
@@ -51,8 +51,11 @@ pub enum ReloadError {
 
 /// The running masters, as the actuator needs them. [`System`] is the real thing.
 pub trait Masters: Send {
-    /// Every running master of these configuration directories.
-    fn running(&mut self, config_dirs: &[PathBuf]) -> Result<Vec<Master>, ReloadError>;
+    /// Every running master of this home.
+    fn running(&mut self, home: &Home) -> Result<Vec<Master>, ReloadError>;
+
+    /// Where the container of this name is, if a Postfix runs in it on this directory.
+    fn container(&mut self, name: &str, config_dir: &Path) -> Result<Option<Home>, ReloadError>;
 
     /// Whether it is still this very master that has the pid.
     fn alive(&mut self, master: &Master) -> bool;
@@ -69,8 +72,14 @@ pub trait Masters: Send {
 pub struct System;
 
 impl Masters for System {
-    fn running(&mut self, config_dirs: &[PathBuf]) -> Result<Vec<Master>, ReloadError> {
-        discovery::masters(config_dirs).map_err(|error| ReloadError::Discovery(error.to_string()))
+    fn running(&mut self, home: &Home) -> Result<Vec<Master>, ReloadError> {
+        discovery::masters_of(home).map_err(|error| ReloadError::Discovery(error.to_string()))
+    }
+
+    fn container(&mut self, name: &str, config_dir: &Path) -> Result<Option<Home>, ReloadError> {
+        let masters = discovery::masters_in(name, config_dir)
+            .map_err(|error| ReloadError::Discovery(error.to_string()))?;
+        Ok(masters.first().map(Master::home))
     }
 
     fn alive(&mut self, master: &Master) -> bool {
@@ -85,8 +94,9 @@ impl Masters for System {
 
     fn reload(&mut self, master: &Master, mode: ReloadMode) -> Result<(), ReloadError> {
         match mode {
-            ReloadMode::Signal => hang_up(master),
-            ReloadMode::Command => command(master),
+            // Our postfix(1) would read the configuration of a container as if it were ours.
+            ReloadMode::Command if master.root == Root::Own => command(master),
+            ReloadMode::Signal | ReloadMode::Command => hang_up(master),
         }
     }
 }
@@ -121,7 +131,7 @@ fn command(master: &Master) -> Result<(), ReloadError> {
         return Err(gone(master));
     }
     // postfix(1) is beside postconf(1), and the same must hold for it: root's, and nobody else's to write.
-    let postconf = Postconf::find(&master.daemon_dir).ok_or(ReloadError::NoCommand)?;
+    let postconf = Postconf::of(master).ok_or(ReloadError::NoCommand)?;
     let program = postconf.program().with_file_name("postfix");
     let refused = |complaint: String| ReloadError::Refused {
         config_dir: master.config_dir.clone(),
@@ -192,6 +202,7 @@ pub(super) mod tests {
             let master = Master {
                 pid,
                 start_time: stat.starttime,
+                root: Root::Own,
                 config_dir: config_dir.to_owned(),
                 queue_dir: home.path().to_owned(),
                 daemon_dir: home.path().to_owned(),

@@ -5,7 +5,7 @@
 use super::Actuator;
 use super::check::CheckError;
 use super::entry::Digest;
-use crate::postfix::main_cf::Settings;
+use crate::postfix::main_cf::{self, Settings};
 use crate::postfix::master_cf::MasterCf;
 use crate::postfix::{Master, edit, services};
 
@@ -13,7 +13,8 @@ impl Actuator {
     /// Whether the master listens already on all that these bytes of its master.cf name. Where that cannot be told it is
     /// no objection: everything else has been checked.
     pub(super) fn bound(&mut self, master: &Master, bytes: &[u8]) -> Result<(), CheckError> {
-        let main_cf = std::fs::read(master.config_dir.join("main.cf")).unwrap_or_default();
+        let home = master.home();
+        let main_cf = main_cf::read(&home).unwrap_or_default();
         // A listener that is open stays open for as long as its entry is there: another file may end that.
         let key = Digest::of(
             format!(
@@ -25,19 +26,19 @@ impl Actuator {
             )
             .as_bytes(),
         );
-        if self.bound.get(&master.config_dir) == Some(&key) {
+        if self.bound.get(&home.name()) == Some(&key) {
             return Ok(());
         }
-        self.bound.remove(&master.config_dir);
+        self.bound.remove(&home.name());
         let Some(sockets) = self.masters.listening(master) else {
             return Ok(());
         };
-        let Ok(settings) = Settings::of_running(&master.config_dir, &master.daemon_dir) else {
+        let Ok(settings) = Settings::of_running(master) else {
             return Ok(());
         };
         match services::unbound(&MasterCf::parse(bytes), &settings, &sockets) {
             None => {
-                self.bound.insert(master.config_dir.clone(), key);
+                self.bound.insert(home.name(), key);
                 Ok(())
             }
             Some(service) => Err(CheckError::Unbound {

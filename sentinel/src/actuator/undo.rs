@@ -1,8 +1,6 @@
 //! The way back: clear, and rollback of a trip that did not take. Takes our lines out of whatever master.cf is by
 //! now; the work of others in it stays.
 
-use std::path::Path;
-
 use serde_json::json;
 
 use super::apply::{Done, Trail, duration_ms, gone, history};
@@ -14,7 +12,7 @@ use super::verify::Expected;
 use super::{ActError, Actuator, InFlight, Place, Target, check, same_dir};
 use crate::clock::Now;
 use crate::postfix::endpoint::same_service;
-use crate::postfix::{Master, ServiceId, edit};
+use crate::postfix::{Home, Master, ServiceId, edit};
 
 /// What master.cf is after our lines were taken out, or found to be out already.
 pub(super) struct Taken {
@@ -57,7 +55,7 @@ impl Actuator {
     }
 
     fn try_clear(&mut self, target: &Target, now: Now, trail: &mut Trail) -> Result<InFlight, ActError> {
-        let dir = self.claim(&target.master.config_dir)?;
+        let dir = self.claim(&target.master.home())?;
         let open = self.intents_about(target);
         let taken = self.take_back(&dir, target.place(), Some(&target.service), now)?;
         if taken.file.is_some() && open.is_empty() {
@@ -70,7 +68,7 @@ impl Actuator {
         // Only the last of ours leaves what the first of them found.
         let whole = |intent: &Intent| intent.act == Act::Edit && intent.sha256_before == taken.after;
         trail.others_edited = taken.file.is_some()
-            || edit::is_plain(&taken.bytes) && !self.intents_of(&target.master.config_dir).iter().any(whole);
+            || edit::is_plain(&taken.bytes) && !self.intents_of(&target.master.home()).iter().any(whole);
         trail.before = Some(taken.before);
         trail.after = Some(taken.after.clone());
         let ends: Vec<_> = open.iter().map(|intent| intent.id).chain(taken.intent).collect();
@@ -130,7 +128,7 @@ impl Actuator {
     }
 
     fn try_rollback(&mut self, target: &Target, now: Now) -> Result<(Vec<IntentId>, bool), ActError> {
-        let dir = self.claim(&target.master.config_dir)?;
+        let dir = self.claim(&target.master.home())?;
         let open = self.intents_about(target);
         let taken = self.take_back(&dir, target.place(), Some(&target.service), now)?;
         let master = self.master_now(target)?;
@@ -150,15 +148,17 @@ impl Actuator {
         if self.masters.alive(&target.master) {
             return Ok(Some(target.master.clone()));
         }
-        self.master_of(&target.master.config_dir)
+        self.master_of(&target.master.home())
     }
 
     /// The master that runs on a configuration directory.
-    pub(super) fn master_of(&mut self, config_dir: &Path) -> Result<Option<Master>, ReloadError> {
-        let masters = self.masters.running(&[config_dir.to_owned()])?;
-        Ok(masters
-            .into_iter()
-            .find(|m| m.config_dir == config_dir || same_dir(&m.config_dir, config_dir)))
+    pub(super) fn master_of(&mut self, home: &Home) -> Result<Option<Master>, ReloadError> {
+        let masters = self.masters.running(home)?;
+        // By root too: a container may have been started again, under its old name and with another root.
+        Ok(masters.into_iter().find(|master| {
+            master.root == home.root
+                && (master.config_dir == home.config_dir || same_dir(&master.config_dir, &home.config_dir))
+        }))
     }
 
     /// The open intents that are about this service and no other.
@@ -169,7 +169,7 @@ impl Actuator {
                 .as_ref()
                 .is_some_and(|service| same_service(service, &target.service))
         };
-        self.intents_of(&target.master.config_dir)
+        self.intents_of(&target.master.home())
             .into_iter()
             .filter(about)
             .collect()
@@ -225,7 +225,7 @@ impl Actuator {
         };
         // Giving back is worth more than writing it down: the trip's own intent, or the marker in the file, already
         // tells the next start all that it needs.
-        let undo = self.intent(Act::Undo, place, &original, &removal.bytes, now);
+        let undo = self.intent(Act::Undo, dir, place, &original, &removal.bytes, now);
         let undo = Intent {
             service: service.cloned(),
             ..undo
@@ -252,7 +252,7 @@ impl Actuator {
 
     pub(super) fn dead_copies(&self, dir: &ConfigDir) -> DeadCopies {
         let digests = self
-            .intents_of(dir.path())
+            .intents_of(dir.home())
             .into_iter()
             .flat_map(|intent| [intent.sha256_before, intent.sha256_after]);
         let plain = dir.read().ok().map(|content| edit::remove(&content.bytes).bytes);

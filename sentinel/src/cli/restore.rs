@@ -1,11 +1,10 @@
 //! `restore`: gives back whatever of ours is in a master.cf, without a daemon.
 
-use std::path::PathBuf;
-
 use super::{Code, ConfigFile, Failure, print};
 use crate::actuator::restore;
 use crate::clock;
-use crate::postfix::discovery;
+use crate::config::Config;
+use crate::postfix::{Home, Master, discovery};
 use crate::run::reload_mode;
 
 #[derive(Debug, clap::Args)]
@@ -18,7 +17,7 @@ pub(super) fn execute(args: &Args) -> Result<Code, Failure> {
     let config = args.file.load()?;
     let report = restore(
         &config.paths.state_dir,
-        &config_dirs(&config)?,
+        &homes(&config)?,
         reload_mode(&config),
         clock::now(),
     )?;
@@ -36,14 +35,13 @@ pub(super) fn execute(args: &Args) -> Result<Code, Failure> {
 }
 
 /// Those of the configuration, and those of the masters that run: the journal may be lost.
-fn config_dirs(config: &crate::config::Config) -> Result<Vec<PathBuf>, Failure> {
-    let mut dirs = config.discovery.config_dirs.clone();
-    let masters = discovery::masters(&dirs).map_err(|error| {
+fn homes(config: &Config) -> Result<Vec<Home>, Failure> {
+    let masters = discovery::masters(&config.discovery.scope()).map_err(|error| {
         Failure::new(
             Code::No,
             format!("cannot look for running masters: {error}; mount /proc"),
         )
     })?;
-    dirs.extend(masters.into_iter().map(|master| master.config_dir));
-    Ok(dirs)
+    let configured = config.discovery.config_dirs.iter().map(Home::own);
+    Ok(configured.chain(masters.iter().map(Master::home)).collect())
 }

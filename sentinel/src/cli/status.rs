@@ -115,7 +115,13 @@ fn heading(out: &mut String, instance: &Instance) {
         printable(version),
         instance.master_pid
     );
-    if instance.config_dir != instance.id {
+    if let Some(container) = &instance.container {
+        for (what, value) in [("host name", &container.hostname), ("pod", &container.pod_uid)] {
+            if let Some(value) = value {
+                let _ = write!(out, ", {what} {}", printable(value));
+            }
+        }
+    } else if instance.config_dir != instance.id {
         let _ = write!(out, ", {}", printable(&instance.config_dir));
     }
     out.push('\n');

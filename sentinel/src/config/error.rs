@@ -127,4 +127,8 @@ pub enum Invalid {
         "is not an address with a port: {text:?}; write \"127.0.0.1:9825\" or \"[::1]:9825\", or \"\" for none"
     )]
     NotAnAddress { text: String },
+    #[error(
+        "is no cgroup path nor a part of one: {text:?}; write it like \"kubepods\" or \"/machine.slice/libpod-1.scope\""
+    )]
+    NotACgroup { text: String },
 }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::postfix::ServiceId;
+use crate::postfix::discovery::Scope;
 
 pub use error::{ConfigError, Invalid, UnknownKey};
 
@@ -36,8 +37,22 @@ pub struct Config {
 pub struct Discovery {
     /// Absolute, each once. Empty: every master of the own mount namespace.
     pub config_dirs: Vec<PathBuf>,
+    /// Those in containers too.
+    pub containers: bool,
+    /// Of those in containers, only these, by their cgroup path or a part of it; all when it is empty.
+    pub cgroups: Vec<String>,
     /// At least 1. Instances beyond it are left alone, and reported.
     pub max_instances: usize,
+}
+
+impl Discovery {
+    pub fn scope(&self) -> Scope {
+        Scope {
+            config_dirs: self.config_dirs.clone(),
+            containers: self.containers,
+            cgroups: self.cgroups.clone(),
+        }
+    }
 }
 
 /// Which services of an instance. At least one of the two lists has something in it.
@@ -192,6 +207,8 @@ impl Default for Config {
         Self {
             discovery: Discovery {
                 config_dirs: Vec::new(),
+                containers: false,
+                cgroups: Vec::new(),
                 max_instances: 64,
             },
             watch: Watch {

@@ -22,6 +22,8 @@ pub(super) struct Raw {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Discovery {
     pub(super) config_dirs: Key<Vec<String>>,
+    pub(super) containers: Key<bool>,
+    pub(super) cgroups: Key<Vec<String>>,
     pub(super) max_instances: Key<i64>,
 }
 

@@ -36,6 +36,8 @@ fn every_key_arrives() {
         r#"
         [discovery]
         config_dirs = ["/etc/postfix", "/srv/mx2/etc"]
+        containers = true
+        cgroups = ["kubepods/burstable", "/machine.slice"]
         max_instances = 3
         [watch]
         services = ["2525/inet"]
@@ -64,6 +66,8 @@ fn every_key_arrives() {
     let expected = Config {
         discovery: Discovery {
             config_dirs: vec!["/etc/postfix".into(), "/srv/mx2/etc".into()],
+            containers: true,
+            cgroups: vec!["kubepods/burstable".to_owned(), "/machine.slice".to_owned()],
             max_instances: 3,
         },
         watch: Watch {
@@ -135,9 +139,8 @@ fn an_unknown_key_is_named_with_its_line_its_section_and_its_nearest_name() {
 
 #[test]
 fn a_key_that_does_nothing_yet_is_unknown() {
-    for text in ["[act]\noverride = 1", "[discovery]\ncontainers = true"] {
-        assert!(refused(text).contains("line 2: unknown key"), "{text}");
-    }
+    let text = "[act]\noverride = 1";
+    assert!(refused(text).contains("line 2: unknown key"), "{text}");
 }
 
 #[test]
@@ -324,5 +327,13 @@ proptest! {
         if let Err(error) = parse(&text) {
             prop_assert!(!error.to_string().contains('\n'), "{error}");
         }
+    }
+}
+
+#[test]
+fn a_cgroup_is_a_path_or_parts_of_one() {
+    for bad in ["", "/", "a//b", "../kubepods", "a/.."] {
+        let sentence = refused(&format!("[discovery]\ncgroups = [{bad:?}]\n"));
+        assert!(sentence.contains("cgroup"), "{sentence}");
     }
 }

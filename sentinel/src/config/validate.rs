@@ -56,6 +56,15 @@ impl Validator<'_> {
                 default.config_dirs,
                 dirs,
             )?,
+            containers: self.value(
+                At("discovery", "containers"),
+                raw.containers,
+                default.containers,
+                Ok,
+            )?,
+            cgroups: self.value(At("discovery", "cgroups"), raw.cgroups, default.cgroups, |list| {
+                each_once(list)?.into_iter().map(cgroup).collect()
+            })?,
             max_instances: self.value(
                 At("discovery", "max_instances"),
                 raw.max_instances,
@@ -250,6 +259,16 @@ fn duration(text: &str, [min, max]: [SignedDuration; 2]) -> Result<Duration, Inv
         return Err(Invalid::DurationOutOfRange { value, min, max });
     }
     Ok(value.unsigned_abs())
+}
+
+/// A path in the cgroup hierarchy, or some parts of one.
+fn cgroup(text: String) -> Result<String, Invalid> {
+    let names = |part: &str| !matches!(part, "" | "." | "..");
+    if text.trim_matches('/').split('/').all(names) {
+        Ok(text)
+    } else {
+        Err(Invalid::NotACgroup { text })
+    }
 }
 
 fn absolute(text: &str) -> Result<PathBuf, Invalid> {

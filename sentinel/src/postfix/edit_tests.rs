@@ -389,11 +389,22 @@ fn a_file_of_a_mebibyte_takes_no_longer_for_being_odd() {
         text
     };
     let comment = format!("{comment}\n");
+    let mark = |service: &str, n: usize| {
+        let next = n + 1;
+        format!(
+            "# smtp-sentinel: headroom for {service} since 2026-11-22T01:20:33Z: maxproc {n} instead of {next}; \
+             undo with: smtp-sentinel restore\n"
+        )
+    };
     let files = [
         fill(Box::new(|n| format!("s{n} unix - - - - - a\n"))),
         fill(Box::new(|_| "25 inet n - - - - a\n".to_owned())),
         fill(Box::new(move |_| comment.clone())),
         fill(Box::new(|_| PAIR.to_owned())),
+        fill(Box::new(|n| mark("smtp/inet", n))),
+        fill(Box::new(|n| {
+            format!("s{n} unix - - - - - a\n{}", mark(&format!("s{n}/unix"), n))
+        })),
         fill(Box::new(|_| "  { a } -o b=c".to_owned())),
         fill(Box::new(|_| "{".to_owned())),
     ];

@@ -10,6 +10,7 @@
 //! file. The comment is all that the way back needs, wherever in the file it stands by then. Where the column does not say
 //! any more what the comment says that we put there, somebody else has set it, and it stays.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use jiff::Timestamp;
@@ -17,7 +18,7 @@ use jiff::Timestamp;
 use super::ServiceId;
 use super::edit::{self, EditError, SIGNATURE};
 use super::endpoint::same_service;
-use super::lines::{self, Line};
+use super::lines::{self, Line, Logical};
 use super::master_cf::{Entry, Field, MasterCf};
 
 const BEFORE_SERVICE: &str = "# smtp-sentinel: headroom for ";
@@ -63,7 +64,7 @@ pub fn raise(bytes: &[u8], id: &ServiceId, maxproc: u32, at: Timestamp) -> Resul
         return Err(EditError::AlreadyRaised(id.clone()));
     }
     let would_not_take = || EditError::WouldNotTake(id.clone());
-    let column = column(bytes, entry).ok_or_else(would_not_take)?;
+    let column = Columns::of(bytes).find(id).ok_or_else(would_not_take)?;
     let own = std::str::from_utf8(&bytes[column.clone()]).map_err(|_| would_not_take())?;
     let time = at.strftime("%Y-%m-%dT%H:%M:%SZ");
     let comment = format!(
@@ -84,20 +85,52 @@ pub fn raise(bytes: &[u8], id: &ServiceId, maxproc: u32, at: Timestamp) -> Resul
 
 /// Takes every mark of the `wanted` services out, and puts the old word back where ours still stands.
 pub(super) fn lower(bytes: &[u8], wanted: impl Fn(&ServiceId) -> bool) -> (Vec<u8>, Vec<Lowered>) {
-    let mut after = bytes.to_vec();
-    let mut lowered = Vec::new();
-    let next = |bytes: &[u8]| lines_with_marks(bytes).find(|(_, mark)| wanted(&mark.service));
-    // One after the other, and each time from the start: every cut moves what is behind it.
-    while let Some((line, mark)) = next(&after) {
-        after.drain(edit::whole_lines(&after, &line, &line));
-        let column = ours(&after, &mark);
-        if let Some(column) = column.clone() {
-            after = replace(&after, column, &mark.own);
-        }
-        lowered.push(Lowered {
-            mark,
-            put_back: column.is_some(),
+    let found: Vec<(Line, Mark)> = lines_with_marks(bytes)
+        .filter(|(_, mark)| wanted(&mark.service))
+        .collect();
+    let Some((last, _)) = found.last() else {
+        return (bytes.to_vec(), Vec::new());
+    };
+    // What ends the file without a line feed was put after a line that did so too.
+    let unterminated = last.content.end == last.end;
+    let columns = Columns::of(bytes);
+    let mut known: BTreeMap<ServiceId, Option<Range<usize>>> = BTreeMap::new();
+    // Where a column begins: to where it goes, and what stands in it by now, since several marks may speak of one.
+    let mut words: BTreeMap<usize, (usize, Vec<u8>)> = BTreeMap::new();
+    let mut cuts = Vec::with_capacity(found.len());
+    let mut lowered = Vec::with_capacity(found.len());
+    for (line, mark) in found {
+        cuts.push((line.content.start..line.end, Vec::new()));
+        let find = || columns.find(&mark.service);
+        let column = known.entry(mark.service.clone()).or_insert_with(find);
+        let put_back = column.clone().is_some_and(|column| {
+            let start = column.start;
+            let (_, word) = words
+                .entry(start)
+                .or_insert_with(|| (column.end, bytes[column].to_vec()));
+            let ours = *word == mark.raised.to_string().as_bytes();
+            if ours {
+                *word = mark.own.clone().into_bytes();
+            }
+            ours
         });
+        lowered.push(Lowered { mark, put_back });
+    }
+    let words = words.into_iter().map(|(start, (end, word))| (start..end, word));
+    let mut changes: Vec<_> = cuts.into_iter().chain(words).collect();
+    changes.sort_by_key(|(place, _)| place.start);
+    let mut after = Vec::with_capacity(bytes.len());
+    let mut kept_to = 0;
+    for (place, word) in changes {
+        after.extend_from_slice(&bytes[kept_to..place.start]);
+        after.extend_from_slice(&word);
+        kept_to = place.end;
+    }
+    after.extend_from_slice(&bytes[kept_to..]);
+    if unterminated {
+        let ending = [b"\r\n".as_slice(), b"\n"];
+        let ending = ending.into_iter().find(|ending| after.ends_with(ending));
+        after.truncate(after.len() - ending.map_or(0, <[u8]>::len));
     }
     (after, lowered)
 }
@@ -105,7 +138,14 @@ pub(super) fn lower(bytes: &[u8], wanted: impl Fn(&ServiceId) -> bool) -> (Vec<u
 /// The marks of ours, each of which has its word in the column still.
 pub fn raised(bytes: &[u8]) -> Vec<Mark> {
     let mut all = marks(bytes);
-    all.retain(|mark| ours(bytes, mark).is_some());
+    if all.is_empty() {
+        return all;
+    }
+    let columns = Columns::of(bytes);
+    all.retain(|mark| {
+        let column = columns.find(&mark.service);
+        column.is_some_and(|column| bytes[column] == *mark.raised.to_string().as_bytes())
+    });
     all
 }
 
@@ -159,24 +199,40 @@ fn mark(line: &[u8]) -> Option<Mark> {
     })
 }
 
-/// The column that the mark speaks of, if it still has our word.
-fn ours(bytes: &[u8], mark: &Mark) -> Option<Range<usize>> {
-    let file = MasterCf::parse(bytes);
-    let column = column(bytes, file.find(&mark.service)?)?;
-    (bytes[column.clone()] == *mark.raised.to_string().as_bytes()).then_some(column)
+/// A file taken apart once, for all the columns that are looked for in it.
+struct Columns<'b> {
+    bytes: &'b [u8],
+    file: MasterCf<'b>,
+    logical: Vec<Logical>,
 }
 
-/// The bytes of the word in the maxproc column.
-fn column(bytes: &[u8], entry: &Entry) -> Option<Range<usize>> {
-    let all = lines::logical(bytes);
-    let logical = all.iter().find(|logical| logical.first().number == entry.line)?;
-    let words = logical
-        .lines
-        .iter()
-        .flat_map(|line| words(bytes, line.content.clone()));
-    // A word that goes on behind the end of a line, as after a vertical tab, is not one that we would understand.
-    let mut words = words.skip(COLUMN);
-    words.next()
+impl<'b> Columns<'b> {
+    fn of(bytes: &'b [u8]) -> Self {
+        Self {
+            bytes,
+            file: MasterCf::parse(bytes),
+            logical: lines::logical(bytes),
+        }
+    }
+
+    /// The bytes of the word in the maxproc column of the entry that counts for `id`.
+    fn find(&self, id: &ServiceId) -> Option<Range<usize>> {
+        let line = self.file.find(id)?.line;
+        let at = self
+            .logical
+            .partition_point(|logical| logical.first().number < line);
+        let logical = self
+            .logical
+            .get(at)
+            .filter(|logical| logical.first().number == line)?;
+        let words = logical
+            .lines
+            .iter()
+            .flat_map(|line| words(self.bytes, line.content.clone()));
+        // A word that goes on behind the end of a line, as after a vertical tab, is not one that we would understand.
+        let mut words = words.skip(COLUMN);
+        words.next()
+    }
 }
 
 fn words(bytes: &[u8], content: Range<usize>) -> impl Iterator<Item = Range<usize>> {

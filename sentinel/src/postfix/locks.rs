@@ -8,7 +8,6 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 
 use super::{Master, ServiceId};
 
@@ -25,17 +24,16 @@ pub fn idle_by_lock(master: &Master, id: &ServiceId) -> io::Result<HashSet<i32>>
             format!("{id} cannot name a lock file"),
         ));
     }
-    let file = fs::metadata(
-        master
-            .queue_dir
-            .join("pid")
-            .join(format!("{}.{}", id.kind, id.name)),
-    )?;
-    let device = (rustix::fs::major(file.dev()), rustix::fs::minor(file.dev()));
+    let lock = master
+        .queue_dir
+        .join("pid")
+        .join(format!("{}.{}", id.kind, id.name));
+    let file = master.root.stat(&lock)?;
+    let device = (rustix::fs::major(file.st_dev), rustix::fs::minor(file.st_dev));
     Ok(parse_locks(
         &fs::read_to_string("/proc/locks")?,
         device,
-        file.ino(),
+        file.st_ino,
     ))
 }
 
@@ -122,6 +120,7 @@ mod tests {
         let master = Master {
             pid: 1,
             start_time: 1,
+            root: super::super::Root::Own,
             config_dir: dir.path().into(),
             queue_dir: dir.path().into(),
             daemon_dir: dir.path().into(),

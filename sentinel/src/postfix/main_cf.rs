@@ -10,6 +10,10 @@ use std::path::{Path, PathBuf};
 use super::lines;
 use super::master_cf::{Entry, trim};
 use super::postconf::{Postconf, PostconfError};
+use super::{Home, Master};
+
+/// A main.cf is some kilobytes. Above this it is not one, and not read.
+const SIZE_LIMIT: u64 = 1 << 20;
 
 /// Every parameter of smtpd that depends on stress by default in some version since 2.6 (Postfix
 /// src/global/mail_params.h), and what hangs on them.
@@ -73,13 +77,11 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// Of the Postfix with this configuration directory, whose daemons are in `daemon_dir`. Blocks, while postconf
-    /// runs, for 10 s at most.
-    pub fn of(config_dir: &Path, daemon_dir: &Path) -> Result<Self, SettingsError> {
-        let path = config_dir.join("main.cf");
-        let bytes = std::fs::read(&path).map_err(|source| SettingsError::Unreadable { path, source })?;
-        let mut values = literal_values(&bytes);
-        let Some(postconf) = Postconf::find(daemon_dir) else {
+    /// Of the Postfix of this master. Blocks, while postconf runs, for 10 s at most.
+    pub fn of(master: &Master) -> Result<Self, SettingsError> {
+        let config_dir = &master.config_dir;
+        let mut values = literal_values(&read(&master.home())?);
+        let Some(postconf) = Postconf::of(master) else {
             return Self::from_values(&values, Source::Literal, config_dir);
         };
         if let Some(interfaces) = values.get_mut("inet_interfaces").filter(|i| i.contains('$')) {
@@ -95,13 +97,13 @@ impl Settings {
 
     /// [`Settings::of`] a Postfix that runs, whatever has become of its files since its start: where postconf dies of
     /// them, what stands literally in main.cf has to do.
-    pub fn of_running(config_dir: &Path, daemon_dir: &Path) -> Result<Self, SettingsError> {
-        Self::of(config_dir, daemon_dir).or_else(|error| {
+    pub fn of_running(master: &Master) -> Result<Self, SettingsError> {
+        Self::of(master).or_else(|error| {
             let SettingsError::Postconf(PostconfError::Failed { .. }) = &error else {
                 return Err(error);
             };
-            let bytes = std::fs::read(config_dir.join("main.cf")).unwrap_or_default();
-            Self::from_values(&literal_values(&bytes), Source::Literal, config_dir).map_err(|_| error)
+            let bytes = read(&master.home()).unwrap_or_default();
+            Self::from_values(&literal_values(&bytes), Source::Literal, &master.config_dir).map_err(|_| error)
         })
     }
 
@@ -154,6 +156,40 @@ impl Settings {
     }
 }
 
+/// The bytes of main.cf.
+pub fn read(home: &Home) -> Result<Vec<u8>, SettingsError> {
+    let path = home.config_dir.join("main.cf");
+    home.root
+        .read(&path, SIZE_LIMIT)
+        .map_err(|source| SettingsError::Unreadable { path, source })
+}
+
+/// Whether reading these bytes would stop a master at once (Postfix src/util/readlline.c, split_nameval()). A value that
+/// does not fit its parameter would as well, and is not seen here.
+pub fn validate(bytes: &[u8]) -> Result<(), String> {
+    let logical = lines::logical(bytes).into_iter().filter(|l| !l.ignored);
+    for line in logical {
+        let name = line
+            .text
+            .split(|&b| b == b'=')
+            .next()
+            .map(trim)
+            .unwrap_or_default();
+        let at = line.first().number;
+        if !line.text.contains(&b'=') {
+            return Err(format!(
+                "line {at}: there is no \"=\" behind the name of a parameter"
+            ));
+        }
+        if name.is_empty() || name.iter().any(u8::is_ascii_whitespace) {
+            return Err(format!(
+                "line {at}: there is no name of a parameter before the \"=\""
+            ));
+        }
+    }
+    Ok(())
+}
+
 fn not_literal(config_dir: &Path, name: &'static str, value: &str) -> SettingsError {
     SettingsError::NotLiteral {
         path: config_dir.join("main.cf"),
@@ -170,7 +206,7 @@ pub(super) fn list(value: &str) -> impl Iterator<Item = &str> {
 }
 
 /// `name = value` of each logical line; the last of a name counts.
-fn literal_values(bytes: &[u8]) -> BTreeMap<String, String> {
+pub(super) fn literal_values(bytes: &[u8]) -> BTreeMap<String, String> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(trim(bytes)).into_owned();
     let logical = lines::logical(bytes).into_iter().filter(|l| !l.ignored);
     logical
@@ -246,6 +282,18 @@ mod tests {
         found
     }
 
+    fn master(config_dir: &Path) -> Master {
+        Master {
+            pid: 1,
+            start_time: 1,
+            root: super::super::Root::Own,
+            config_dir: config_dir.to_owned(),
+            queue_dir: "/nowhere".into(),
+            daemon_dir: "/usr/lib/postfix/sbin".into(),
+            netns: 1,
+        }
+    }
+
     /// As on a machine without postconf.
     fn literal(dir: &tempfile::TempDir) -> Result<Settings, SettingsError> {
         let bytes = std::fs::read(dir.path().join("main.cf")).unwrap();
@@ -266,7 +314,7 @@ mod tests {
         );
         assert_eq!(literal.source, Source::Literal);
         if postconf().is_some() {
-            let asked = Settings::of(dir.path(), Path::new("/usr/lib/postfix/sbin")).unwrap();
+            let asked = Settings::of(&master(dir.path())).unwrap();
             assert!(
                 asked.version.as_deref().is_some_and(|v| v.contains('.')),
                 "{asked:?}"
@@ -284,7 +332,7 @@ mod tests {
     fn interfaces_are_expanded_and_need_not_be_of_this_machine() {
         if postconf().is_some() {
             let dir = config("myhostname = mx.example\ninet_interfaces = $myhostname, 192.0.2.1\n");
-            let asked = Settings::of(dir.path(), Path::new("/usr/lib/postfix/sbin")).unwrap();
+            let asked = Settings::of(&master(dir.path())).unwrap();
             assert_eq!(asked.inet_interfaces, "mx.example, 192.0.2.1");
         }
     }
@@ -300,7 +348,7 @@ mod tests {
         assert!(matches!(literal(&dir), Err(SettingsError::NotLiteral { .. })));
         let dir = config("default_process_limit = lots\n");
         assert!(matches!(literal(&dir), Err(SettingsError::NotLiteral { .. })));
-        let nowhere = Settings::of(Path::new("/nowhere"), Path::new("/nowhere"));
+        let nowhere = Settings::of(&master(Path::new("/nowhere")));
         assert!(
             matches!(nowhere, Err(SettingsError::Unreadable { .. })),
             "{nowhere:?}"
@@ -311,7 +359,7 @@ mod tests {
     fn a_main_cf_that_postfix_rejects_is_an_error() {
         let dir = config("no equals sign\n");
         if postconf().is_some() {
-            let refused = Settings::of(dir.path(), Path::new("/usr/lib/postfix/sbin"));
+            let refused = Settings::of(&master(dir.path()));
             assert!(
                 matches!(
                     refused,
@@ -319,7 +367,7 @@ mod tests {
                 ),
                 "{refused:?}"
             );
-            let running = Settings::of_running(dir.path(), Path::new("/usr/lib/postfix/sbin")).unwrap();
+            let running = Settings::of_running(&master(dir.path())).unwrap();
             assert_eq!(
                 (running.source, running.default_process_limit),
                 (Source::Literal, 100)

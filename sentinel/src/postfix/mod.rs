@@ -3,9 +3,12 @@
 //! Reads only. The one file of Postfix that we ever change is master.cf, and that is done by [`crate::actuator`]
 //! with the bytes that [`edit`] makes.
 
+mod arguments;
+pub mod cgroup;
 pub mod discovery;
 pub mod edit;
 pub mod endpoint;
+pub mod fair;
 pub mod headroom;
 pub mod limits;
 mod lines;
@@ -15,13 +18,16 @@ pub mod master_cf;
 pub mod mynetworks;
 pub mod postconf;
 pub mod processes;
+pub mod root;
 pub mod services;
 mod validate;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+pub use root::Root;
 
 /// Identity of a master.cf entry: the two fields that master(8) tells entries apart by, as they stand in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -47,12 +53,53 @@ pub struct Master {
     pub pid: i32,
     /// Start time in clock ticks since boot (/proc/PID/stat field 22); pid and start time together are unique.
     pub start_time: u64,
-    /// Directory of main.cf and master.cf.
+    /// Where its paths begin.
+    pub root: Root,
+    /// Directory of main.cf and master.cf, below its root.
     pub config_dir: PathBuf,
-    /// $queue_directory: the working directory of master.
+    /// $queue_directory: the working directory of master, below its root.
     pub queue_dir: PathBuf,
-    /// Directory of the master executable: $daemon_directory.
+    /// Directory of the master executable, $daemon_directory, as /proc/PID/exe shows it to us.
     pub daemon_dir: PathBuf,
     /// Inode of its network namespace.
     pub netns: u32,
+}
+
+impl Master {
+    pub fn home(&self) -> Home {
+        Home {
+            root: self.root.clone(),
+            config_dir: self.config_dir.clone(),
+        }
+    }
+}
+
+/// Where the configuration of a Postfix is: a directory below a root. There need not be a master for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    pub root: Root,
+    pub config_dir: PathBuf,
+}
+
+impl Home {
+    /// Below our own root.
+    pub fn own(config_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            root: Root::Own,
+            config_dir: config_dir.into(),
+        }
+    }
+
+    /// Names the instance in status, metrics and history: the directory, and before it the container, if it is in one.
+    pub fn name(&self) -> String {
+        name_of(self.root.name(), &self.config_dir)
+    }
+}
+
+/// The name of an instance; see [`Home::name`].
+pub fn name_of(container: Option<&str>, config_dir: &Path) -> String {
+    match container {
+        None => config_dir.display().to_string(),
+        Some(container) => format!("{container}:{}", config_dir.display()),
+    }
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::{Master, Root};
+
 /// It takes 15 ms, or up to 2 s when main.cf was changed just now: it waits until the file is that old, lest it read
 /// half of it (Postfix src/util/dict.c dict_load_file_xt()). One that hangs waits for a file system or a look-up, and
 /// nothing of ours may wait with it.
@@ -52,6 +54,16 @@ impl Postconf {
             .into_iter()
             .find(|p| is_trusted(p))
             .map(|program| Self { program })
+    }
+
+    /// The postconf for a master; never one for a master in a container. What is in there is not executed, and its
+    /// configuration is not read by ours either: a meta_directory in main.cf makes postconf(1) load shared objects
+    /// from wherever it says (Postfix src/global/dynamicmaps.c), /proc/PID/root of that container not excepted.
+    pub fn of(master: &Master) -> Option<Self> {
+        match master.root {
+            Root::Own => Self::find(&master.daemon_dir),
+            Root::Container(_) => None,
+        }
     }
 
     pub fn program(&self) -> &Path {

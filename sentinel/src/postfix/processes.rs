@@ -344,6 +344,7 @@ mod tests {
         Master {
             pid: 100,
             start_time: 1,
+            root: crate::postfix::Root::Own,
             config_dir: path(),
             queue_dir: path(),
             daemon_dir: path(),

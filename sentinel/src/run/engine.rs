@@ -9,13 +9,15 @@ use std::time::{Duration, Instant};
 use super::hands::{Danger, Done, Hands};
 use super::instance::Instance;
 use super::service::Service;
+use super::turns::Turns;
 use super::{outside, report, room};
 use crate::actuator::{InFlight, Progress};
 use crate::clock::{self, Now};
 use crate::config::Config;
 use crate::controller::{Act, Controller, Gate, Plan, State, Transition};
 use crate::detector::STALE_AFTER;
-use crate::postfix::discovery;
+use crate::postfix::root::Container;
+use crate::postfix::{Home, Master, discovery, fair};
 use crate::probes::{ListenerReading, Probes};
 use crate::signals::ListenerId;
 use crate::signals::overflows::listen_overflows;
@@ -47,10 +49,27 @@ pub(super) struct Engine {
     instances: Vec<Instance>,
     discovered_at: Option<Instant>,
     reported_at: Option<Instant>,
+    totals_at: Option<Instant>,
     watched: BTreeSet<ListenerId>,
+    turns: Turns,
+    /// How many masters there was no room for.
+    passed_over: usize,
 }
 
-type Probed = HashMap<ListenerId, ListenerReading>;
+pub(super) type Probed = HashMap<ListenerId, ListenerReading>;
+
+/// What the probes have counted, read at most once a tick, and not at all in a tick that has no use for it.
+pub(super) struct Counted<'a> {
+    probes: &'a mut Probes,
+    at: Instant,
+    read: Option<Probed>,
+}
+
+impl Counted<'_> {
+    pub(super) fn get(&mut self) -> &Probed {
+        self.read.get_or_insert_with(|| self.probes.read(self.at))
+    }
+}
 
 impl Engine {
     pub(super) fn new(
@@ -69,16 +88,20 @@ impl Engine {
             instances: Vec::new(),
             discovered_at: None,
             reported_at: None,
+            totals_at: None,
             watched: BTreeSet::new(),
+            turns: Turns::default(),
+            passed_over: 0,
         }
     }
 
     /// Gives back what an earlier run left behind, and writes down what the probes can do.
     pub(super) fn begin(&mut self, now: Now) {
         if self.hands.mode() != Mode::DryRun {
-            let mut dirs = self.config.discovery.config_dirs.clone();
-            dirs.extend(self.running().into_iter().map(|master| master.config_dir));
-            self.hands.restore(&dirs, now);
+            let configured = self.config.discovery.config_dirs.iter().map(Home::own);
+            let running = self.running();
+            let homes: Vec<Home> = configured.chain(running.iter().map(Master::home)).collect();
+            self.hands.restore(&homes, now);
         }
         for probe in self.probes.health() {
             self.hands.probe(probe, now);
@@ -87,24 +110,46 @@ impl Engine {
 
     pub(super) fn tick(&mut self, now: Now) {
         self.discover(now);
-        let probed = self.probes.read(now.mono);
-        let mut saw = false;
-        for instance in &mut self.instances {
-            saw |= attend(instance, &mut self.hands, &self.config, &probed, now);
-        }
-        self.watch_listeners();
-        let due = self
-            .reported_at
-            .is_none_or(|at| now.mono.saturating_duration_since(at) >= REPORT_EVERY);
-        if saw || due {
+        let saw = self.attend_in_turn(now);
+        let due = |at: Instant| now.mono.saturating_duration_since(at) >= REPORT_EVERY;
+        if saw || self.reported_at.is_none_or(due) {
             self.reported_at = Some(now.mono);
+            self.watch_listeners();
             self.report(now);
+        }
+        if self.totals_at.is_none_or(due) {
+            self.totals_at = Some(now.mono);
+            self.read_totals();
         }
     }
 
-    /// How soon the next tick is due.
-    pub(super) fn pace(&self) -> Duration {
-        self.instances.iter().map(Instance::pace).min().unwrap_or(TICK)
+    /// How long after a tick that took so long the next one is due.
+    pub(super) fn pause(&self, took: Duration) -> Duration {
+        self.board.count_tick(took);
+        let pace = self.instances.iter().map(Instance::pace).min().unwrap_or(TICK);
+        // However much there is to look at, half of the time is others'.
+        pace.saturating_sub(took).max(took.min(TICK / 2))
+    }
+
+    /// As many instances as the tick has time for. `true` when something new was seen.
+    fn attend_in_turn(&mut self, began: Now) -> bool {
+        let mut counted = Counted {
+            probes: &mut self.probes,
+            at: began.mono,
+            read: None,
+        };
+        let mut saw = false;
+        for (nth, index) in self.turns.order(self.instances.len()).enumerate() {
+            let now = clock::now();
+            if !Turns::may_begin(nth, now.mono.saturating_duration_since(began.mono)) {
+                self.turns.resume_at(index);
+                self.board.count_deferred((self.instances.len() - nth) as u64);
+                break;
+            }
+            let instance = &mut self.instances[index];
+            saw |= attend(instance, &mut self.hands, &self.config, &mut counted, now);
+        }
+        saw
     }
 
     /// The daemon stops: whatever is in force is given back, with one reload an instance.
@@ -114,18 +159,18 @@ impl Engine {
         }
     }
 
-    fn running(&self) -> Vec<crate::postfix::Master> {
-        discovery::masters(&self.config.discovery.config_dirs).unwrap_or_else(|error| {
+    fn running(&self) -> Vec<Master> {
+        discovery::masters(&self.config.discovery.scope()).unwrap_or_else(|error| {
             tracing::error!("cannot look for running masters: {error}");
             Vec::new()
         })
     }
 
     fn discover(&mut self, now: Now) {
-        let every = if self.instances.iter().all(Instance::alive) {
-            DISCOVER_EVERY
-        } else {
+        let every = if self.instances.iter().any(Instance::is_gone) {
             DISCOVER_AT_MOST_EVERY
+        } else {
+            DISCOVER_EVERY
         };
         if self
             .discovered_at
@@ -134,30 +179,54 @@ impl Engine {
             return;
         }
         self.discovered_at = Some(now.mono);
-        let room = self.config.discovery.max_instances;
-        for master in self.running() {
+        let (masters, over) = fair::choose(self.running(), self.config.discovery.max_instances);
+        self.pass_over(&over, now);
+        for master in masters {
             let count = self.instances.len();
-            let id = master.config_dir.display().to_string();
+            let id = master.home().name();
             match self.instances.iter_mut().find(|instance| instance.id == id) {
-                Some(instance) if instance.master == master => {}
+                // Whoever claims the place of one that lives is not believed.
+                Some(instance) if instance.alive() => {}
                 Some(instance) => {
                     tracing::info!(instance = %id, pid = master.pid, "Postfix was restarted");
                     instance.replace_master(master);
                 }
-                None if count < room => {
+                None if count < self.config.discovery.max_instances => {
                     tracing::info!(instance = %id, pid = master.pid, "Postfix found");
                     self.instances.push(Instance::new(master, &self.config));
                 }
-                None => tracing::warn!(instance = %id, "not watched: discovery.max_instances is reached"),
+                // One that has stopped keeps its place for a moment.
+                None => {}
             }
         }
         self.forget_stopped(now);
         for instance in &mut self.instances {
-            let claimed = self.hands.claim(&instance.master.config_dir);
+            let claimed = self.hands.claim(&instance.master.home());
             instance.try_replaceable(claimed);
             // A listener that was missing is opened by a reload, which leaves no trace in the files.
             instance.changed |= matches!(instance.danger, Some(Danger::Unopened(_)));
         }
+    }
+
+    /// Those that there is no room for, and lets go of those of them that were watched so far.
+    fn pass_over(&mut self, over: &[Master], now: Now) {
+        if over.len() != std::mem::replace(&mut self.passed_over, over.len()) {
+            tracing::warn!(
+                count = over.len(),
+                "masters that are not watched: discovery.max_instances is reached"
+            );
+        }
+        let hands = &mut self.hands;
+        self.instances.retain_mut(|instance| {
+            let displaced = over.contains(&instance.master);
+            if displaced {
+                let why = "another container has none watched yet, and there is room for no more";
+                tracing::warn!(instance = %instance.id, "no longer watched: {why}");
+                give_back(instance, hands, why, now);
+                hands.release(&instance.master.home());
+            }
+            !displaced
+        });
     }
 
     fn forget_stopped(&mut self, now: Now) {
@@ -171,6 +240,7 @@ impl Engine {
             }
             tracing::info!(instance = %instance.id, "Postfix has stopped");
             give_back(instance, hands, "Postfix has stopped", now);
+            hands.release(&instance.master.home());
             false
         });
     }
@@ -189,8 +259,9 @@ impl Engine {
         }
     }
 
-    fn report(&self, now: Now) {
-        let permitted = self.hands.permitted();
+    /// What the kernel counts for the metrics alone, not for a decision.
+    fn read_totals(&mut self) {
+        self.board.set_evictions(self.probes.evictions());
         for instance in &self.instances {
             // Either by listener or for the whole namespace, never both: their sum would count drops twice.
             let of_namespace = if self.probes.sees_overflows() {
@@ -200,6 +271,10 @@ impl Engine {
             };
             self.board.set_accept_overflows(&instance.id, of_namespace);
         }
+    }
+
+    fn report(&self, now: Now) {
+        let permitted = self.hands.permitted();
         let instances = self
             .instances
             .iter()
@@ -226,7 +301,13 @@ pub(super) fn instance_actionable(instance: &Instance, permitted: &Result<(), St
 }
 
 /// One tick of one instance. `true` when something new was seen.
-fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &Probed, now: Now) -> bool {
+fn attend(
+    instance: &mut Instance,
+    hands: &mut Hands,
+    config: &Config,
+    counted: &mut Counted<'_>,
+    now: Now,
+) -> bool {
     if !instance.alive() {
         instance.gone(now.mono);
         verify(instance, hands, false, now);
@@ -247,11 +328,14 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         }
         outside::give_back_strays(instance, hands, now);
     }
-    let found = instance.look(config, now.mono);
-    rehearse(instance, hands, now);
-    let Some(found) = found else {
+    instance.count_processes(now.mono);
+    if !instance.wants_a_look(config, counted, now.mono) {
+        rehearse(instance, hands, now);
         return false;
-    };
+    }
+    let probed = counted.get();
+    let found = instance.look(config, probed, now.mono);
+    rehearse(instance, hands, now);
     let judged = clock::now();
     for (index, found) in found.into_iter().enumerate() {
         let service = &mut instance.services[index];
@@ -303,7 +387,7 @@ fn notice_danger(instance: &mut Instance, hands: &mut Hands, now: Now) {
     // A clear that came meanwhile took our lines out, and the master still runs with them.
     let waiting = instance.danger.is_none() && !instance.services.iter().any(Service::has_ours);
     if waiting && hands.mode() == Mode::Enforce {
-        hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
+        hands.give_back(&instance.master.home(), now);
     }
 }
 
@@ -461,7 +545,11 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
             }
             Progress::Failed(why) => {
                 if let Some(under_way) = service.under_way.take() {
-                    hands.failed(under_way, &why, now);
+                    let home = under_way.target.master.home();
+                    match gone_container(&home, alive) {
+                        Some(container) => hands.abandon(container, &home, now),
+                        None => hands.failed(under_way, &why, now),
+                    }
                 }
                 if service.has_ours() {
                     instance.budget.clear(now.mono);
@@ -478,12 +566,23 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
     }
 }
 
+/// The container of an instance, if nothing runs in it any more. What is left of its files is a file system that another
+/// start of it may be using by now, and we write nothing there.
+fn gone_container(home: &Home, alive: bool) -> Option<&Container> {
+    let container = home.root.container()?;
+    (!alive && !discovery::inhabited(container.mount_namespace)).then_some(container)
+}
+
 /// Takes everything of ours out of the files of this instance.
 fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
     let ours = |service: &Service| service.has_ours() || service.lines_in_file;
-    let any = instance.services.iter().any(ours) || hands.owes(&instance.master.config_dir);
+    let home = instance.master.home();
+    let any = instance.services.iter().any(ours) || hands.owes(&home);
     if any && hands.mode() == Mode::Enforce {
-        hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
+        match gone_container(&home, instance.alive()) {
+            Some(container) => hands.abandon(container, &home, now),
+            None => drop(hands.give_back(&home, now)),
+        }
     }
     for service in instance.services.iter_mut().filter(|service| service.in_force()) {
         let change = Transition {

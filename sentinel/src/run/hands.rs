@@ -1,21 +1,21 @@
 //! The actuator behind the mode, and the pen: whatever is done, refused or changed is journaled, logged and counted
 //! here in one go, so that none of the three can know less than the others.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
 
 use super::shedding::Tally;
 use crate::actuator::{
-    ActError, Action, Actuator, CheckError, ConfigDir, DryRun, Found, HistoryEntry, InFlight, Intent, Kind,
-    Outcome, RestoreReport, Target, Told,
+    ActError, Action, Actuator, CheckError, DryRun, Found, HistoryEntry, InFlight, Intent, Kind, Outcome,
+    RestoreReport, Target, Told, read_followed,
 };
 use crate::clock::Now;
 use crate::controller::{State, Transition};
 use crate::postfix::edit::{self, Change};
 use crate::postfix::endpoint::same_service;
-use crate::postfix::{Master, ServiceId};
+use crate::postfix::root::Container;
+use crate::postfix::{Home, Master, ServiceId};
 use crate::shed::Offender;
 use crate::sock_diag::SockDiag;
 use crate::status::{Board, Mode, Probe, ProbeState, ReloadResult};
@@ -169,25 +169,50 @@ impl Hands {
     }
 
     /// Makes sure that no other sentinel is in charge of this master.cf; else why ours keeps its hands off.
-    pub(super) fn claim(&mut self, config_dir: &Path) -> Result<(), String> {
+    pub(super) fn claim(&mut self, home: &Home) -> Result<(), String> {
         if self.mode != Mode::Enforce {
             return Ok(());
         }
         self.actuator
-            .claim(config_dir)
+            .claim(home)
             .map(drop)
             .map_err(|error| error.to_string())
     }
 
     /// Whether the journal has something open about this master.cf.
-    pub(super) fn owes(&self, config_dir: &Path) -> bool {
-        let about = |intent: &Intent| intent.config_dir == config_dir;
+    pub(super) fn owes(&self, home: &Home) -> bool {
+        let about = |intent: &Intent| {
+            intent.config_dir == home.config_dir && intent.container.as_deref() == home.root.name()
+        };
         self.actuator.open_intents().iter().any(about)
     }
 
     /// Gives back whatever of ours is in these files, and in those that the journal names.
-    pub(super) fn restore(&mut self, config_dirs: &[std::path::PathBuf], now: Now) -> RestoreReport {
-        let report = self.actuator.restore(config_dirs, now);
+    pub(super) fn restore(&mut self, homes: &[Home], now: Now) {
+        let report = self.actuator.restore(homes, now);
+        self.tell_restored(&report);
+    }
+
+    /// Gives back whatever of ours is in the file of one instance.
+    pub(super) fn give_back(&mut self, home: &Home, now: Now) -> RestoreReport {
+        let report = self.actuator.restore_only(std::slice::from_ref(home), now);
+        self.tell_restored(&report);
+        report
+    }
+
+    /// The container is gone, and with it what we had in there.
+    pub(super) fn abandon(&mut self, container: &Container, home: &Home, now: Now) {
+        if let Some(restored) = self.actuator.abandon(&container.name, &home.config_dir, now) {
+            tracing::warn!("{restored}");
+        }
+    }
+
+    /// Lets go of what is held open of an instance.
+    pub(super) fn release(&mut self, home: &Home) {
+        self.actuator.release(home);
+    }
+
+    fn tell_restored(&self, report: &RestoreReport) {
         for restored in report
             .items
             .iter()
@@ -195,11 +220,9 @@ impl Hands {
         {
             tracing::warn!("{restored}");
             if matches!(restored.told, Told::Once) {
-                self.board
-                    .count_reload(&restored.config_dir.display().to_string(), ReloadResult::Done);
+                self.board.count_reload(&restored.name, ReloadResult::Done);
             }
         }
-        report
     }
 
     /// Closes a connection that has broken a limit of stress mode. `true` when it was there to be closed.
@@ -320,13 +343,11 @@ impl Hands {
 
     /// Whether master.cf has our lines on this service; not when it cannot be read.
     pub(super) fn ours_in(&self, target: &Target) -> bool {
-        ConfigDir::open(&target.master.config_dir)
-            .and_then(|dir| dir.read_followed())
-            .is_ok_and(|bytes| {
-                edit::ours(&bytes)
-                    .iter()
-                    .any(|id| same_service(id, &target.service))
-            })
+        read_followed(&target.master.home()).is_ok_and(|bytes| {
+            edit::ours(&bytes)
+                .iter()
+                .any(|id| same_service(id, &target.service))
+        })
     }
 
     /// The alarm over configuration files that would stop Postfix, and its end. It is nobody's act of ours, so it has no

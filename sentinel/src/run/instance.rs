@@ -1,25 +1,24 @@
 //! One watched Postfix: what its configuration says, what its kernel side shows, and the services in it.
 
 use std::collections::HashMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::engine::{QUICK_TICK, TICK};
+use super::engine::{Counted, Probed, QUICK_TICK, TICK};
 use super::eyes::{Eyes, Found};
 use super::hands::Danger;
 use super::service::Service;
-use crate::actuator::{ConfigDir, Digest, Target};
+use crate::actuator::{ConfigDir, Digest, Target, read_followed};
+use crate::clock;
 use crate::config::Config;
 use crate::controller::{Budget, Controller};
 use crate::postfix::endpoint::same_service;
 use crate::postfix::main_cf::Settings;
 use crate::postfix::master_cf::MasterCf;
-use crate::postfix::postconf::Postconf;
 use crate::postfix::processes::{Processes, Smtpd};
 use crate::postfix::services::{Listen, screened, watched};
-use crate::postfix::{Master, ServiceId, discovery, edit};
+use crate::postfix::{Home, Master, Root, ServiceId, discovery, edit};
 use crate::signals::Reading;
 use crate::sock_diag::SockDiag;
 
@@ -35,14 +34,16 @@ const LOOK_CLOSELY_EVERY: Duration = Duration::from_millis(100);
 /// How often it is looked how many more slots the machine bears, while slots are running out.
 const ROOM_EVERY: Duration = Duration::from_secs(1);
 
-/// From this share of the trip threshold on every tick is a full look. Busy slots cannot be more than processes, and
-/// those are counted at every tick for next to nothing.
+/// From this share of the trip threshold on it is looked at closely.
 const LOOK_CLOSELY_FROM: f64 = 0.5;
+
+/// Each is a row in status and a dozen series of metrics, and a file of a container can have thousands of them.
+const SERVICES_OF_CONTAINER: usize = 32;
 
 /// One running master and what is watched of it.
 #[derive(Debug)]
 pub(super) struct Instance {
-    /// Names it in status, metrics and history: the configuration directory.
+    /// Names it in status, metrics and history; see [`Home::name`].
     pub(super) id: String,
     pub(super) master: Master,
     pub(super) version: Option<String>,
@@ -75,18 +76,20 @@ pub(super) struct Instance {
     /// Number of smtpd processes, and start time of the newest.
     newest: (usize, u64),
     gone_since: Option<Instant>,
-    workers: Vec<Smtpd>,
+    /// As of the last tick.
+    smtpd: Reading<Vec<Smtpd>>,
 }
 
 /// What tells that a configuration file was changed or replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Stamp(Vec<Option<(u64, i64, i64, u64)>>);
+struct Stamp(Vec<Option<(u64, i64, u64, u64)>>);
 
 impl Stamp {
-    fn of(config_dir: &Path) -> Self {
+    fn of(home: &Home) -> Self {
         let one = |name| {
-            let meta = fs::metadata(config_dir.join(name)).ok()?;
-            Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()))
+            let stat = home.root.stat(&home.config_dir.join(name)).ok()?;
+            let size = stat.st_size.cast_unsigned();
+            Some((stat.st_ino, stat.st_mtime, stat.st_mtime_nsec, size))
         };
         Self(vec![one("master.cf"), one("main.cf")])
     }
@@ -94,7 +97,7 @@ impl Stamp {
     /// The very files of `before` with other bytes in one: somebody writes in place, and may be in the midst of it.
     /// One that was renamed into its place is whole.
     fn written_in_place(&self, before: &Self) -> bool {
-        let inode = |one: &Option<(u64, i64, i64, u64)>| one.map(|(inode, ..)| inode);
+        let inode = |one: &Option<(u64, i64, u64, u64)>| one.map(|(inode, ..)| inode);
         self != before && self.0.iter().map(inode).eq(before.0.iter().map(inode))
     }
 }
@@ -113,7 +116,7 @@ impl Instance {
     pub(super) fn new(master: Master, config: &Config) -> Self {
         let eyes = Eyes::open(&master);
         Self {
-            id: master.config_dir.display().to_string(),
+            id: master.home().name(),
             version: None,
             budget: Budget::new(config.act.min_interval, config.act.max_reloads_per_hour),
             services: Vec::new(),
@@ -133,7 +136,7 @@ impl Instance {
             close: false,
             newest: (0, 0),
             gone_since: None,
-            workers: Vec::new(),
+            smtpd: Reading::unavailable("the processes have not been counted yet"),
             master,
         }
     }
@@ -153,6 +156,11 @@ impl Instance {
         self.gone_since.get_or_insert(now);
     }
 
+    /// The master was not there in the last tick.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone_since.is_some()
+    }
+
     /// For how long the master has been gone; `None` while it is there.
     pub(super) fn gone_for(&self, now: Instant) -> Option<Duration> {
         self.gone_since.map(|since| now.saturating_duration_since(since))
@@ -160,7 +168,7 @@ impl Instance {
 
     /// The smtpd processes of the last tick, as the verification of a reload wants them.
     pub(super) fn workers(&self) -> &[Smtpd] {
-        &self.workers
+        self.smtpd.value().map_or(&[], Vec::as_slice)
     }
 
     pub(super) fn alive(&self) -> bool {
@@ -175,15 +183,40 @@ impl Instance {
     /// other sentinel is in charge of it.
     pub(super) fn try_replaceable(&mut self, claimed: Result<(), String>) {
         let could_not = self.replaceable.is_err();
-        self.replaceable = claimed.and_then(|()| {
-            ConfigDir::open(&self.master.config_dir)
-                .and_then(|dir| dir.replaceable().and_then(|()| dir.read().map(drop)))
-                .map_err(|error| error.to_string())
-        });
+        self.replaceable = claimed
+            .and_then(|()| {
+                ConfigDir::open(&self.master.home())
+                    .and_then(|dir| dir.replaceable().and_then(|()| dir.read().map(drop)))
+                    .map_err(|error| error.to_string())
+            })
+            .and_then(|()| self.main_cf_is_proven());
         if could_not && self.replaceable.is_ok() {
             let controllers = self.services.iter_mut().map(|service| &mut service.controller);
             controllers.for_each(Controller::try_again);
         }
+    }
+
+    /// About a container no postconf(1) can be asked whether a master would live through reading main.cf. But every
+    /// process of Postfix reads all of it at its start (Postfix src/global/mail_params.c, mail_params_init()), as master
+    /// does at a reload: one that was started after the last change, and lives, has proved it.
+    fn main_cf_is_proven(&self) -> Result<(), String> {
+        if self.master.root == Root::Own {
+            return Ok(());
+        }
+        let path = self.master.config_dir.join("main.cf");
+        let unknown = |error: io::Error| format!("when {} was changed is not known: {error}", path.display());
+        let stat = self.master.root.stat(&path).map_err(unknown)?;
+        let changed = jiff::Timestamp::new(stat.st_ctime, i32::try_from(stat.st_ctime_nsec).unwrap_or(0))
+            .map_err(|error| unknown(io::Error::other(error)))?;
+        let changed = clock::ticks_at(changed).map_err(unknown)?;
+        if changed <= self.master.start_time.max(self.newest.1) {
+            return Ok(());
+        }
+        Err(format!(
+            "{} was changed after the last process of this Postfix was started, and nothing but a new one tells whether a \
+             reload would be survived; the next connection starts one, or reload it yourself",
+            path.display()
+        ))
     }
 
     /// Reads master.cf and main.cf again if they have changed since, and can be read.
@@ -195,7 +228,7 @@ impl Instance {
             return None;
         }
         self.stamped_at = Some(now);
-        let stamp = Stamp::of(&self.master.config_dir);
+        let stamp = Stamp::of(&self.master.home());
         if stamp == self.stamp {
             return None;
         }
@@ -211,12 +244,10 @@ impl Instance {
 
     fn read_configuration(&mut self, config: &Config) -> Option<Reread> {
         let path = self.master_cf();
-        let read = ConfigDir::open(&self.master.config_dir)
-            .and_then(|dir| dir.read_followed())
+        let read = read_followed(&self.master.home())
             .map_err(|error| error.to_string())
             .and_then(|bytes| {
-                let settings = Settings::of_running(&self.master.config_dir, &self.master.daemon_dir);
-                settings
+                Settings::of_running(&self.master)
                     .map(|settings| (bytes, settings))
                     .map_err(|error| error.to_string())
             });
@@ -241,7 +272,12 @@ impl Instance {
             .map(|service| (service.watched.id.clone(), service))
             .collect();
         self.screened = screened(&MasterCf::parse(&bytes), &settings);
-        for entry in watched(&MasterCf::parse(&bytes), &settings, &config.watch.names()) {
+        let mut entries = watched(&MasterCf::parse(&bytes), &settings, &config.watch.names());
+        if self.master.root != Root::Own && entries.len() > SERVICES_OF_CONTAINER {
+            tracing::warn!(instance = %self.id, "only the first {SERVICES_OF_CONTAINER} of its {} services are watched", entries.len());
+            entries.truncate(SERVICES_OF_CONTAINER);
+        }
+        for entry in entries {
             let service = match known.remove(&entry.id) {
                 Some(mut service) => {
                     service.watched = entry;
@@ -251,7 +287,6 @@ impl Instance {
             };
             self.services.push(service);
         }
-        let postconf = Postconf::find(&self.master.daemon_dir);
         let master_cf = MasterCf::parse(&bytes);
         for service in self
             .services
@@ -259,9 +294,7 @@ impl Instance {
             .filter(|service| service.watched.actionable.is_ok())
         {
             if let Some(entry) = master_cf.find(&service.watched.id) {
-                service
-                    .shedding
-                    .configure(postconf.as_ref(), &self.master.config_dir, entry);
+                service.shedding.configure(&self.master, entry);
             }
         }
         let ours = without_ours.removed;
@@ -278,20 +311,22 @@ impl Instance {
         })
     }
 
-    /// Counts processes, and looks closely at the sockets where that says that it is worth it. `None`: nothing to
-    /// look at yet.
-    pub(super) fn look(&mut self, config: &Config, now: Instant) -> Option<Vec<Found>> {
-        let smtpd = match self.processes.update(&self.master) {
-            Ok(smtpd) => {
-                self.workers = smtpd.clone();
-                Reading::exact(smtpd, now)
-            }
+    /// Counts the smtpd processes, which costs next to nothing.
+    pub(super) fn count_processes(&mut self, now: Instant) {
+        self.smtpd = match self.processes.update(&self.master) {
+            Ok(smtpd) => Reading::exact(smtpd, now),
             Err(error) => Reading::unavailable(format!("cannot list the processes of the master: {error}")),
         };
-        self.close = self.worth_a_look(config, &smtpd);
-        let newest = smtpd.value().map_or((0, 0), |all| {
-            (all.len(), all.iter().map(|one| one.start_time).max().unwrap_or(0))
-        });
+    }
+
+    /// Whether the sockets are to be looked at in this tick.
+    pub(super) fn wants_a_look(&mut self, config: &Config, counted: &mut Counted<'_>, now: Instant) -> bool {
+        self.close = self
+            .services
+            .iter()
+            .any(|service| self.may_fill(service, config, counted));
+        let starts = self.workers().iter().map(|one| one.start_time);
+        let newest = (self.workers().len(), starts.max().unwrap_or(0));
         // A slot is taken by a new process, or by an idle one, which then are fewer: the former shows at once, the
         // latter at the next close look.
         let changed = std::mem::replace(&mut self.newest, newest) != newest;
@@ -300,21 +335,45 @@ impl Instance {
             (true, false) => LOOK_CLOSELY_EVERY,
             (false, _) => LOOK_EVERY,
         };
-        if self
-            .looked_at
-            .is_some_and(|at| now.saturating_duration_since(at) < every)
-        {
-            return None;
+        self.looked_at
+            .is_none_or(|at| now.saturating_duration_since(at) >= every)
+    }
+
+    /// Whether so many slots may be busy that it is worth to look closely. There are never more busy slots than
+    /// processes, and those stay for max_idle; never more, either, than were held at the last look and have come since.
+    fn may_fill(&self, service: &Service, config: &Config, counted: &mut Counted<'_>) -> bool {
+        if service.has_ours() {
+            return true;
         }
+        let Some(slots) = service.slots() else {
+            return false;
+        };
+        let from = f64::from(slots) * config.detect.thresholds.trip() * LOOK_CLOSELY_FROM;
+        let processes = self.workers().iter();
+        let processes = processes.filter(|one| one.service == service.watched.id).count();
+        processes as f64 >= from
+            && service
+                .busy_at_most(counted.get())
+                .is_none_or(|busy| busy as f64 >= from)
+    }
+
+    /// Looks at the sockets. `probed` must have been read before: who comes in between is then still to come.
+    pub(super) fn look(&mut self, config: &Config, probed: &Probed, now: Instant) -> Vec<Found> {
         self.looked_at = Some(now);
         if self.close && config.act.headroom > 1.0 && self.room_is_due(now) {
-            let master = self.master.pid;
+            let workers = self.smtpd.value().map_or(&[][..], Vec::as_slice);
             for service in self.services.iter_mut().filter(|service| !service.has_ours()) {
-                service.look_for_room(config.act.headroom, master, &self.workers);
+                service.look_for_room(config.act.headroom, &self.master, workers);
             }
         }
-        let services = self.services.iter().map(|service| &service.watched);
-        Some(self.eyes.look(services, &self.screened, &smtpd, now))
+        let services = self.services.iter_mut().map(|service| {
+            let vacant = service.is_vacant(probed, now);
+            if !vacant {
+                service.walked_at = Some(now);
+            }
+            (&service.watched, vacant)
+        });
+        self.eyes.look(services, &self.screened, &self.smtpd, now)
     }
 
     fn room_is_due(&mut self, now: Instant) -> bool {
@@ -325,19 +384,6 @@ impl Instance {
             self.room_at = Some(now);
         }
         due
-    }
-
-    fn worth_a_look(&self, config: &Config, smtpd: &Reading<Vec<Smtpd>>) -> bool {
-        let from = config.detect.thresholds.trip() * LOOK_CLOSELY_FROM;
-        self.services.iter().any(|service| {
-            let count = smtpd.value().map_or(0, |all| {
-                all.iter().filter(|one| one.service == service.watched.id).count()
-            });
-            service.has_ours()
-                || service
-                    .slots()
-                    .is_some_and(|slots| count as f64 >= f64::from(slots) * from)
-        })
     }
 
     /// How soon it wants the next tick.

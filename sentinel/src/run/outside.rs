@@ -130,7 +130,7 @@ fn settle(instance: &mut Instance, given_up: &[Option<usize>], hands: &mut Hands
             }
         }
     } else {
-        let report = hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
+        let report = hands.give_back(&instance.master.home(), now);
         told = report.reloads();
     }
     for service in given_up.iter().flatten() {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::hands::Danger;
 use super::instance::Instance;
 use super::service::{Seen, Service};
+use crate::postfix::root::Container;
 use crate::signals::service::ListenerLook;
 use crate::signals::{ProcessLimit, Reading};
 use crate::status;
@@ -14,12 +15,21 @@ pub(super) fn instance(instance: &Instance, actionable: &Result<(), String>) -> 
     status::Instance {
         id: instance.id.clone(),
         config_dir: instance.master.config_dir.display().to_string(),
+        container: instance.master.root.container().map(container),
         master_pid: instance.master.pid,
         postfix_version: instance.version.clone(),
         actionable: actionable.is_ok(),
         reason: actionable.as_ref().err().cloned().unwrap_or_default(),
         config_valid: instance.danger.as_ref().and_then(Danger::broken).is_none(),
         services: instance.services.iter().map(service).collect(),
+    }
+}
+
+fn container(container: &Container) -> status::Container {
+    status::Container {
+        name: container.name.clone(),
+        pod_uid: container.pod_uid.clone(),
+        hostname: container.hostname.clone(),
     }
 }
 

@@ -1,13 +1,15 @@
 //! One watched master.cf entry: its windows, its judge, its state machine, and the act of ours that is under way.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::engine::Probed;
 use super::shedding::Shedding;
 use crate::actuator::InFlight;
 use crate::config::Config;
 use crate::controller::{Controller, Dwell, Headroom, State};
 use crate::detector::{Detector, Verdict};
 use crate::headroom;
+use crate::postfix::Master;
 use crate::postfix::edit::Change;
 use crate::postfix::processes::Smtpd;
 use crate::postfix::services::WatchedService;
@@ -15,6 +17,9 @@ use crate::shed::Situation;
 use crate::signals::service::{ListenerLook, Look, ServiceSignals, Slots};
 use crate::signals::{ListenerId, ProcessLimit, Reading, Sample};
 use crate::sock_diag::Connection;
+
+/// How often the kernel is asked for the connections of a service although nobody can be there.
+const WALK_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Service {
@@ -35,6 +40,8 @@ pub(super) struct Service {
     /// When the history was told last that somebody else edits the file while our lines are in it.
     pub(super) outside_told: Option<Instant>,
     pub(super) shedding: Shedding,
+    /// When the kernel was last asked for its connections.
+    pub(super) walked_at: Option<Instant>,
 }
 
 /// What the last look came to.
@@ -66,6 +73,7 @@ impl Service {
             lines_in_file: false,
             outside_told: None,
             shedding: Shedding::new(config.detect.dwell),
+            walked_at: None,
         }
     }
 
@@ -106,7 +114,7 @@ impl Service {
     }
 
     /// Looks how many more slots the machine bears. `workers` are the smtpd of the instance.
-    pub(super) fn look_for_room(&mut self, factor: f64, master: i32, workers: &[Smtpd]) {
+    pub(super) fn look_for_room(&mut self, factor: f64, master: &Master, workers: &[Smtpd]) {
         let room = self.find_room(factor, master, workers);
         // A little more than before is no news: each new number has to be rehearsed.
         match (&self.room, &room) {
@@ -115,16 +123,22 @@ impl Service {
         }
     }
 
-    fn find_room(&self, factor: f64, master: i32, workers: &[Smtpd]) -> Result<u32, String> {
+    fn find_room(&self, factor: f64, master: &Master, workers: &[Smtpd]) -> Result<u32, String> {
         if factor <= 1.0 {
             return Err("act.headroom is 1.0, which is off".into());
+        }
+        // From inside a cgroup namespace, or with cgroup v1, they are not to be seen, and it would be killed for more.
+        if master.root.container().is_some() {
+            return Err(
+                "it is in a container, whose limits of memory and processes need not be known to us".into(),
+            );
         }
         let slots = self.watched.own_limit.or(self.slots());
         let slots = slots.ok_or("there is no limit that could be raised")?;
         let own = workers.iter().filter(|one| one.service == self.watched.id);
         let smtpd = headroom::of_processes(own.map(|one| one.pid))
             .ok_or("no smtpd of it runs, so how much memory one takes is not known")?;
-        let machine = headroom::measure(master)?;
+        let machine = headroom::measure(master.pid)?;
         let target = headroom::target(slots, factor, smtpd, &machine)?;
         if !target.bound_by.is_empty() {
             tracing::debug!(service = %self.watched.id, maxproc = target.maxproc, "headroom is bounded by {}", target.bound_by);
@@ -152,6 +166,29 @@ impl Service {
             .iter()
             .flat_map(|seen| &seen.listeners)
             .map(|listener| listener.id)
+    }
+
+    /// The most slots that can be busy by now: those that were at the last look, and all who waited in the queue then or
+    /// have come since. `None` when arrivals are not counted.
+    pub(super) fn busy_at_most(&self, probed: &Probed) -> Option<u64> {
+        let seen = self.seen.as_ref()?;
+        let mut most = u64::from(*seen.sample.busy.value()?);
+        for listener in &seen.listeners {
+            let before = listener.probed.as_ref()?.counts.connections;
+            let arrived = probed.get(&listener.id)?.counts.connections.checked_sub(before)?;
+            most += u64::from(listener.socket.depth) + arrived;
+        }
+        (!seen.listeners.is_empty()).then_some(most)
+    }
+
+    /// Whether there can be no connection, so that the kernel need not be asked: there was none at the last look, and
+    /// none has come since.
+    pub(super) fn is_vacant(&self, probed: &Probed, now: Instant) -> bool {
+        let recent = |at: Instant| now.saturating_duration_since(at) < WALK_EVERY;
+        let empty = |seen: &Seen| seen.connections.is_empty();
+        self.walked_at.is_some_and(recent)
+            && self.seen.as_ref().is_some_and(empty)
+            && self.busy_at_most(probed) == Some(0)
     }
 
     /// Takes a look in: readings, then the verdict on them.

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::postfix::limits::stress_limits;
+use crate::postfix::limits::{LimitsError, literal_limits, literal_mynetworks, stress_limits};
 use crate::postfix::master_cf::Entry;
 use crate::postfix::mynetworks::Trusted;
 use crate::postfix::postconf::Postconf;
+use crate::postfix::{Master, main_cf};
 use crate::shed::{Ledger, Limits, Offender, Reason, Situation};
 use crate::signals::Reading;
 use crate::sock_diag::Connection;
@@ -52,15 +52,13 @@ impl Shedding {
     }
 
     /// Reads what the configuration of the service says.
-    pub(super) fn configure(&mut self, postconf: Option<&Postconf>, config_dir: &Path, entry: &Entry) {
-        let Some(postconf) = postconf else {
-            self.limits = Err("there is no postconf(1) to tell the limits of stress mode".into());
-            return;
-        };
-        self.limits = stress_limits(postconf, config_dir, entry).map_err(|error| error.to_string());
-        match postconf.parameters(config_dir, &[], &["mynetworks"]) {
-            Ok(values) => self.trusted = Trusted::of(values.get("mynetworks").map_or("", String::as_str)),
-            Err(error) => self.limits = Err(format!("mynetworks is not known: {error}")),
+    pub(super) fn configure(&mut self, master: &Master, entry: &Entry) {
+        match Self::read(master, entry) {
+            Ok((limits, trusted)) => {
+                self.limits = Ok(limits);
+                self.trusted = trusted;
+            }
+            Err(reason) => self.limits = Err(reason),
         }
         if let Err(reason) = &self.limits {
             tracing::warn!(service = %entry.id, "nothing will be shed: {reason}");
@@ -69,6 +67,23 @@ impl Shedding {
             let unread = self.trusted.unread.join(" ");
             tracing::warn!(service = %entry.id, "mynetworks has what only Postfix can look into, which is taken for nobody: {unread}");
         }
+    }
+
+    fn read(master: &Master, entry: &Entry) -> Result<(Limits, Trusted), String> {
+        let words = |error: LimitsError| error.to_string();
+        if master.root.container().is_some() {
+            let main_cf = main_cf::read(&master.home()).map_err(|error| error.to_string())?;
+            let limits = literal_limits(&main_cf, entry).map_err(words)?;
+            return Ok((limits, literal_mynetworks(&main_cf).map_err(words)?));
+        }
+        let postconf =
+            Postconf::of(master).ok_or("there is no postconf(1) to tell the limits of stress mode")?;
+        let limits = stress_limits(&postconf, &master.config_dir, entry).map_err(words)?;
+        let values = postconf
+            .parameters(&master.config_dir, &[], &["mynetworks"])
+            .map_err(|error| format!("mynetworks is not known: {error}"))?;
+        let trusted = Trusted::of(values.get("mynetworks").map_or("", String::as_str));
+        Ok((limits, trusted))
     }
 
     pub(super) fn see(&mut self, now: Instant, connections: &[Connection]) {

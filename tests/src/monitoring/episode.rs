@@ -55,8 +55,8 @@ impl Episode {
     }
 }
 
-/// Plays it: legitimate senders all the time; then attackers that sit, and some that leave at once; a trip, sheds, the end of
-/// the attack, a clear.
+/// Plays it: legitimate senders all the time; then attackers that sit, and some that leave at once; a trip, a crowd, sheds,
+/// the end of the attack, a clear.
 ///
 /// # Errors
 /// Something that was waited for did not come.
@@ -88,12 +88,15 @@ pub fn play(pace: Pace) -> Result<Episode> {
         ..Attack::silent(in_all(1000, 4.0))
     })?;
     daemon.wait_service("the trip", PATIENCE, |service| service.state == State::Stressed)?;
+    // More than there are slots: those that are left over wait in the accept queue until others have been shed.
+    let crowd = lab.attack(Attack::silent(in_all(40, 20.0)))?;
     wait_until("a connection to be shed", PATIENCE, || {
         let shed = daemon.metrics()?.sum("smtp_sentinel_shed_connections_total", &[]);
         Ok(shed.is_some_and(|shed| shed > 0.0))
     })?;
     std::thread::sleep(pace.flood);
     sitting.stop()?;
+    crowd.stop()?;
     leaving.stop()?;
     daemon.wait_service("the clear", PATIENCE, |service| service.state == State::Normal)?;
     std::thread::sleep(pace.after);

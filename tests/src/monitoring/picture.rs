@@ -16,7 +16,9 @@ pub type Answers = BTreeMap<String, Vec<Vec<Course>>>;
 const WIDTH: u32 = 960;
 const BAND: u32 = 90;
 const CHART: u32 = 190;
-const FONT: (&str, u32) = ("sans-serif", 15);
+const LEGEND: u32 = 150;
+const FONT: (&str, u32) = ("sans-serif", 18);
+const SMALL: (&str, u32) = ("sans-serif", 13);
 /// Left of every chart, so that one second is at one place in all of them.
 const MARGIN: u32 = 70;
 
@@ -40,7 +42,10 @@ const STATES: [(&str, RGBColor); 4] = [
 /// those that have no such label) and their colours.
 type Lines = (&'static str, &'static [(&'static str, &'static [RGBColor])]);
 const CHARTS: [Lines; 5] = [
-    ("smtpd: busy and limit", &[("busy", &[BLUE]), ("limit", &[GREY])]),
+    (
+        "smtpd: busy and limit",
+        &[("busy", &[BLUE]), ("limit", &[GREY]), ("added", &[ORANGE])],
+    ),
     (
         "Accept queue",
         &[("depth", &[BLUE]), ("high water", &[ORANGE]), ("limit", &[GREY])],
@@ -96,11 +101,11 @@ pub fn draw(answers: &Answers, time: Range<f64>) -> Result<String> {
 
 /// A band for the sentinel's state, and one for Postfix's own.
 fn states(area: &Area<'_>, answers: &[Vec<Course>], time: &Range<f64>) -> Result<()> {
+    let (plot, side) = split(area);
     let bands: Vec<_> = answers.iter().flatten().collect();
     let top = bands.len() as f64;
-    let mut chart = ChartBuilder::on(area)
+    let mut chart = ChartBuilder::on(&plot)
         .margin(6)
-        .margin_right(150)
         .caption("State", FONT)
         .y_label_area_size(MARGIN)
         .build_cartesian_2d(0.0..time.end - time.start, 0.0..top)
@@ -113,23 +118,17 @@ fn states(area: &Area<'_>, answers: &[Vec<Course>], time: &Range<f64>) -> Result
         });
         chart.draw_series(cells).map_err(failed)?;
     }
-    for (name, colour) in STATES {
-        let seen = bands.iter().any(|band| {
-            band.points().any(|(_, value)| {
-                STATES
-                    .get(value as usize)
-                    .is_some_and(|(state, _)| *state == name)
-            })
-        });
-        if seen {
-            chart
-                .draw_series(std::iter::empty::<Rectangle<(f64, f64)>>())
-                .map_err(failed)?
-                .label(name)
-                .legend(move |(x, y)| Rectangle::new([(x, y - 4), (x + 14, y + 4)], colour.filled()));
-        }
-    }
-    legend(&mut chart)
+    let seen = |state: usize| {
+        let mut values = bands.iter().flat_map(|band| band.points());
+        values.any(|(_, value)| value as usize == state)
+    };
+    let entries: Vec<_> = STATES
+        .iter()
+        .enumerate()
+        .filter(|(state, _)| seen(*state))
+        .map(|(_, (name, colour))| ((*name).to_owned(), *colour))
+        .collect();
+    legend(&side, &entries)
 }
 
 fn lines(
@@ -139,17 +138,20 @@ fn lines(
     answers: &[Vec<Course>],
     time: &Range<f64>,
 ) -> Result<()> {
+    let (plot, side) = split(area);
     let values = answers.iter().flatten().flat_map(Course::points);
     let top = values.map(|(_, value)| value).fold(1.0, f64::max) * 1.1;
-    let mut chart = ChartBuilder::on(area)
+    let mut chart = ChartBuilder::on(&plot)
         .margin(6)
-        .margin_right(150)
         .caption(title, FONT)
         .x_label_area_size(20)
         .y_label_area_size(MARGIN)
         .build_cartesian_2d(0.0..time.end - time.start, 0.0..top)
         .map_err(failed)?;
-    mesh(&mut chart, &|value| format!("{value:.0}"))?;
+    mesh(&mut chart, (top as usize + 1).min(5), &|value| {
+        format!("{value:.0}")
+    })?;
+    let mut entries = Vec::new();
     for ((name, colours), courses) in names.iter().zip(answers) {
         for (course, &colour) in courses.iter().zip(colours.iter().cycle()) {
             let points = course.points().map(|(at, value)| (at - time.start, value));
@@ -159,30 +161,29 @@ fn lines(
             };
             chart
                 .draw_series(LineSeries::new(points, colour.stroke_width(2)))
-                .map_err(failed)?
-                .label(own)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 14, y)], colour.stroke_width(3)));
+                .map_err(failed)?;
+            entries.push((own, colour));
         }
     }
-    legend(&mut chart)
+    legend(&side, &entries)
 }
 
 /// Greetings by latency over time, the darker the more; the axis is logarithmic as the buckets are.
 fn greetings(area: &Area<'_>, answers: &[Vec<Course>], time: &Range<f64>) -> Result<()> {
+    let (plot, _) = split(area);
     let cells = cells(answers.first().map_or(&[], Vec::as_slice));
     let most = cells.iter().map(|cell| cell.count).fold(1.0, f64::max);
     let bounds = cells.iter().fold((1.0_f64, 1e-3_f64), |(low, high), cell| {
         (low.min(cell.above), high.max(cell.up_to))
     });
-    let mut chart = ChartBuilder::on(area)
+    let mut chart = ChartBuilder::on(&plot)
         .margin(6)
-        .margin_right(150)
         .caption(GREETING, FONT)
         .x_label_area_size(20)
         .y_label_area_size(MARGIN)
         .build_cartesian_2d(0.0..time.end - time.start, (bounds.0..bounds.1).log_scale())
         .map_err(failed)?;
-    mesh(&mut chart, &|value| match *value {
+    mesh(&mut chart, 5, &|value| match *value {
         1.0.. => format!("{value:.0} s"),
         _ => format!("{} ms", value * 1000.0),
     })?;
@@ -236,7 +237,7 @@ fn cells(courses: &[Course]) -> Vec<Cell> {
 type Chart<'a, 'b, Y> =
     ChartContext<'a, SVGBackend<'b>, Cartesian2d<plotters::coord::types::RangedCoordf64, Y>>;
 
-fn mesh<Y>(chart: &mut Chart<'_, '_, Y>, format: &dyn Fn(&f64) -> String) -> Result<()>
+fn mesh<Y>(chart: &mut Chart<'_, '_, Y>, labels: usize, format: &dyn Fn(&f64) -> String) -> Result<()>
 where
     Y: Ranged<ValueType = f64> + plotters::coord::ranged1d::ValueFormatter<f64>,
 {
@@ -244,22 +245,27 @@ where
         .configure_mesh()
         .x_label_formatter(&|second| format!("{second:.0} s"))
         .y_label_formatter(format)
-        .y_labels(5)
-        .label_style(("sans-serif", 13))
+        .y_labels(labels)
+        .label_style(SMALL)
         .light_line_style(TRANSPARENT)
         .draw()
         .map_err(failed)
 }
 
-/// Right of the chart, where no line is.
-fn legend<'a, 'b: 'a, Y: Ranged<ValueType = f64>>(chart: &mut Chart<'a, 'b, Y>) -> Result<()> {
-    let (width, _) = chart.plotting_area().dim_in_pixel();
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::Coordinate(i32::try_from(width)? + 6, 0))
-        .label_font(("sans-serif", 13))
-        .draw()
-        .map_err(failed)
+/// A chart's own area, and one right of it for the legend, where no line is.
+fn split<'a>(area: &Area<'a>) -> (Area<'a>, Area<'a>) {
+    area.split_horizontally(WIDTH - LEGEND)
+}
+
+fn legend(area: &Area<'_>, entries: &[(String, RGBColor)]) -> Result<()> {
+    for ((name, colour), row) in entries.iter().zip(0..) {
+        let y = 12 + 18 * row;
+        let mark = Rectangle::new([(8, y), (22, y + 10)], colour.filled());
+        area.draw(&mark).map_err(failed)?;
+        area.draw(&Text::new(name.as_str(), (28, y), SMALL))
+            .map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// The error of a drawing borrows what is drawn on; its words do not.

@@ -1,9 +1,8 @@
 //! master_service_disable: an entry is off to us exactly where it is off to master(8).
 
-use std::path::Path;
-
 use sentinel_lab::judge::{Fate, Judge};
 use smtp_sentinel::postfix::main_cf::Settings;
+use smtp_sentinel::postfix::{Master, Root};
 
 use crate::{JUDGES, for_each};
 
@@ -54,7 +53,16 @@ fn off_to_us_is_off_to_master() {
         };
         let config = tempfile::tempdir().unwrap();
         std::fs::write(config.path().join("main.cf"), &main_cf).unwrap();
-        let settings = Settings::of(config.path(), Path::new("/usr/lib/postfix/sbin")).unwrap();
+        let master = Master {
+            pid: 0,
+            start_time: 0,
+            root: Root::Own,
+            config_dir: config.path().to_owned(),
+            queue_dir: "/nowhere".into(),
+            daemon_dir: "/usr/lib/postfix/sbin".into(),
+            netns: 0,
+        };
+        let settings = Settings::of(&master).unwrap();
         let context = format!("{list:?} and {name}/{kind}, to {}", judge.version());
         assert_eq!(settings.disables(name, kind), off, "{context}");
     });

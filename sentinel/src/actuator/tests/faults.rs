@@ -180,7 +180,7 @@ fn every_fault_at_every_step_of_a_restore() {
             .unwrap();
     };
     let act = |bench: &Bench, actuator: &mut Actuator| {
-        let report = actuator.restore(&[bench.dir().to_owned()], clock::now());
+        let report = actuator.restore(&[bench.paper.master.home()], clock::now());
         if report.complete() {
             Ok(())
         } else {

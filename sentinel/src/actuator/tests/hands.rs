@@ -94,7 +94,7 @@ fn a_listener_that_is_not_open_yet_forbids_a_reload() {
     assert!(bench.reloads().is_empty());
     open(&[25, 587, 2525]);
     let mut actuator = bench.actuator();
-    actuator.restore(&[bench.dir().to_owned()], clock::now());
+    actuator.restore(&[bench.paper.master.home()], clock::now());
     assert_eq!(bench.reloads().len(), 1, "what the master still ran with is over");
 
     // Taken away, reloaded, and put back: the same bytes as before, and no socket.
@@ -334,7 +334,7 @@ fn a_second_sentinel_is_refused() {
     drop(first);
 
     let mut first = bench.actuator();
-    first.claim(bench.dir()).unwrap();
+    first.claim(&bench.paper.master.home()).unwrap();
     let elsewhere = bench.home.path().join("other-state");
     let masters = Box::new(bench.paper.clone());
     let mut second = Actuator::open_with(&elsewhere, ReloadMode::Signal, masters, Steps::default()).unwrap();
@@ -348,7 +348,7 @@ fn a_second_sentinel_is_refused() {
     first
         .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap();
-    let report = second.restore(&[bench.dir().to_owned()], clock::now());
+    let report = second.restore(&[bench.paper.master.home()], clock::now());
     assert!(!report.complete());
     assert_eq!(edit::ours(&bench.bytes()), [id("smtp")]);
 }

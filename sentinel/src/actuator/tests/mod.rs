@@ -1,5 +1,6 @@
 //! The whole way, in temporary directories: what a trip and its undo leave behind.
 
+mod contained;
 mod faults;
 mod hands;
 
@@ -54,9 +55,15 @@ struct Paper {
 }
 
 impl Masters for Paper {
-    fn running(&mut self, config_dirs: &[PathBuf]) -> Result<Vec<Master>, ReloadError> {
-        let here = config_dirs.contains(&self.master.config_dir) && !self.told.lock().unwrap().dead;
+    fn running(&mut self, home: &Home) -> Result<Vec<Master>, ReloadError> {
+        let here = *home == self.master.home() && !self.told.lock().unwrap().dead;
         Ok(here.then(|| self.master.clone()).into_iter().collect())
+    }
+
+    fn container(&mut self, name: &str, config_dir: &Path) -> Result<Option<Home>, ReloadError> {
+        let home = self.master.home();
+        let here = home.root.name() == Some(name) && home.config_dir == config_dir;
+        Ok((here && !self.told.lock().unwrap().dead).then_some(home))
     }
 
     fn alive(&mut self, master: &Master) -> bool {
@@ -72,7 +79,7 @@ impl Masters for Paper {
         if let Some(answer) = told.answer.take() {
             return Err(answer());
         }
-        let file = std::fs::read(self.master.config_dir.join("master.cf")).unwrap();
+        let file = read_followed(&self.master.home()).unwrap();
         told.reloads.push(file);
         Ok(())
     }
@@ -103,6 +110,7 @@ impl Bench {
         let master = Master {
             pid: 4242,
             start_time: 99,
+            root: Root::Own,
             config_dir,
             queue_dir: "/nowhere".into(),
             daemon_dir: "/nowhere".into(),
@@ -162,7 +170,7 @@ impl Bench {
     fn restore(&self) -> RestoreReport {
         let mut actuator = self.actuator();
         actuator.postconf = |_| None;
-        actuator.restore(&[self.dir().to_owned()], clock::now())
+        actuator.restore(&[self.paper.master.home()], clock::now())
     }
 
     fn reloads(&self) -> Vec<Vec<u8>> {

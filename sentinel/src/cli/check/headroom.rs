@@ -37,7 +37,11 @@ const DATABASES: [&str; 6] = ["mysql:", "pgsql:", "ldap:", "mongodb:", "sqlite:"
 
 /// One finding for each service that may be touched.
 pub(super) fn findings(master: &Master, services: &[WatchedService], factor: f64) -> Vec<Finding> {
-    let parameters = Postconf::find(&master.daemon_dir)
+    // It gets none; see docs/containers.md.
+    if master.root.container().is_some() {
+        return Vec::new();
+    }
+    let parameters = Postconf::of(master)
         .and_then(|postconf| postconf.parameters(&master.config_dir, &[], &PARAMETERS).ok())
         .unwrap_or_default();
     let touched = services.iter().filter(|service| service.actionable.is_ok());

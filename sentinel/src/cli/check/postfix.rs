@@ -3,12 +3,13 @@
 use std::os::unix::fs::MetadataExt;
 
 use super::{Finding, Verdict, headroom, postfix_config};
+use crate::actuator::{ConfigDir, read_followed};
 use crate::config::{ActMode, Config};
 use crate::postfix::discovery::Survey;
 use crate::postfix::main_cf::Settings;
 use crate::postfix::master_cf::MasterCf;
 use crate::postfix::services::watched;
-use crate::postfix::{Master, discovery};
+use crate::postfix::{Home, Master, Root, discovery};
 
 /// What there is to say of Postfix.
 pub(super) struct Look {
@@ -18,7 +19,7 @@ pub(super) struct Look {
 }
 
 pub(super) fn look(config: &Config) -> Look {
-    match discovery::survey(&config.discovery.config_dirs) {
+    match discovery::survey(&config.discovery.scope()) {
         Ok(survey) => Look {
             other_network: survey.masters.iter().any(|master| !in_our_network(master)),
             findings: findings(config, &survey),
@@ -75,21 +76,37 @@ fn findings(config: &Config, survey: &Survey) -> Vec<Finding> {
             format!("master {}", master.pid),
             format!(
                 "configuration {}, network namespace {}",
-                master.config_dir.display(),
+                master.home().name(),
                 master.netns
             ),
         ));
-        findings.push(postfix_config(&master.config_dir, config.act.mode));
+        findings.push(match master.root {
+            Root::Own => postfix_config(&master.config_dir, config.act.mode),
+            Root::Container(_) => in_container(&master.home()),
+        });
         findings.extend(services(master, config));
     }
     findings
 }
 
+/// What cannot be edited in a container is no fault of this machine: it is watched, and `status` says so too.
+fn in_container(home: &Home) -> Finding {
+    let subject = format!("{}/master.cf", home.name());
+    match ConfigDir::open(home).and_then(|dir| dir.replaceable().and_then(|()| dir.read().map(drop))) {
+        Ok(()) => Finding::yes(subject, "can be edited"),
+        Err(error) => Finding::new(
+            Verdict::Degraded,
+            subject,
+            error.to_string(),
+            "it is watched, and stress mode is not switched there; see docs/containers.md",
+        ),
+    }
+}
+
 fn services(master: &Master, config: &Config) -> Vec<Finding> {
-    let path = master.config_dir.join("master.cf");
-    let subject = |what: &dyn std::fmt::Display| format!("{} {what}", master.config_dir.display());
-    let read = std::fs::read(&path).map_err(|error| format!("cannot read {}: {error}", path.display()));
-    let settings = Settings::of(&master.config_dir, &master.daemon_dir).map_err(|error| error.to_string());
+    let subject = |what: &dyn std::fmt::Display| format!("{} {what}", master.home().name());
+    let read = read_followed(&master.home()).map_err(|error| error.to_string());
+    let settings = Settings::of(master).map_err(|error| error.to_string());
     let (bytes, settings) = match (read, settings) {
         (Ok(bytes), Ok(settings)) => (bytes, settings),
         (Err(reason), _) | (_, Err(reason)) => {

@@ -1,0 +1,103 @@
+//! `cargo xtask image`: the container image, of one static binary and nothing else. Also the binary alone, for the tests that
+//! run it in containers of their own.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{setup, shell};
+
+/// Of the image, in bytes. It comes to every node, and nothing in it is to grow unseen.
+const LARGEST: u64 = 15_000_000;
+
+/// Builds the image, as `tag` or as the manifests name it.
+pub(crate) fn run(tag: Option<&str>) -> Result<ExitCode> {
+    setup::run()?;
+    let builder = ["podman", "docker"]
+        .into_iter()
+        .find(|program| shell::find(program).is_some())
+        .context("an image is built by podman or docker, and neither is here")?;
+    let binary = binary()?;
+    let default = format!("smtp-sentinel:{}", env!("CARGO_PKG_VERSION"));
+    let tag = tag.unwrap_or(&default);
+    let context = binary.parent().context("a file has a directory")?;
+    shell::run(
+        Command::new(builder)
+            .arg("build")
+            .arg("--file")
+            .arg(shell::root().join("deploy/container/Containerfile"))
+            .args(["--tag", tag])
+            .arg(context),
+    )?;
+    let size = Command::new(builder)
+        .args(["image", "inspect", "--format", "{{.Size}}", tag])
+        .output()?;
+    let size: u64 = String::from_utf8_lossy(&size.stdout)
+        .trim()
+        .parse()
+        .with_context(|| format!("{builder} does not say how large {tag} is"))?;
+    ensure!(
+        size <= LARGEST,
+        "{tag} has {size} bytes, more than {LARGEST}: find out what has grown"
+    );
+    println!("{tag}: {:.1} MB", size as f64 / 1e6);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the static binary and puts it where the image is made from: target/image/smtp-sentinel.
+///
+/// # Errors
+/// It does not build, or is larger than the image may be.
+pub(crate) fn binary() -> Result<PathBuf> {
+    let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+    let mut cargo = shell::cargo(&["build", "--release", "--package", "smtp-sentinel"]);
+    // With a target named, cargo keeps these flags from what runs while building: a static proc-macro cannot be loaded.
+    cargo.args(["--target", &triple]);
+    let flags = format!(
+        "CARGO_TARGET_{}_RUSTFLAGS",
+        triple.to_uppercase().replace('-', "_")
+    );
+    cargo
+        .env(flags, "-Ctarget-feature=+crt-static")
+        .env_remove("RUSTFLAGS");
+    println!("building the static binary: {}", shell::words(&cargo));
+    shell::run(&mut cargo)?;
+    let target = shell::target()?;
+    let built = target.join(triple).join("release/smtp-sentinel");
+    ensure_static(&built)?;
+    let size = built.metadata()?.len();
+    ensure!(
+        size <= LARGEST,
+        "{} has {size} bytes, more than the {LARGEST} of the image: find out what has grown",
+        built.display()
+    );
+    let context = target.join("image");
+    fs::create_dir_all(&context)?;
+    let binary = context.join("smtp-sentinel");
+    // Beside it the list of what it is made of, by which the tests see that it is of today.
+    for (from, to) in [
+        (built.clone(), binary.clone()),
+        (built.with_extension("d"), target.join("image.d")),
+    ] {
+        fs::copy(&from, &to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    }
+    Ok(binary)
+}
+
+/// An image from scratch has no loader and no libraries.
+fn ensure_static(program: &Path) -> Result<()> {
+    let output = Command::new("readelf")
+        .args(["--wide", "--program-headers"])
+        .arg(program)
+        .output();
+    let output = output.context("running readelf (binutils)")?;
+    ensure!(
+        output.status.success() && !String::from_utf8_lossy(&output.stdout).contains("INTERP"),
+        "{} is not static",
+        program.display()
+    );
+    Ok(())
+}
