@@ -31,6 +31,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// The same while slots are running out.
 const LOOK_CLOSELY_EVERY: Duration = Duration::from_millis(100);
 
+/// From this share of the trip threshold on, while the slots fill, every tick is a full look.
+const LOOK_AT_EVERY_TICK_FROM: f64 = 0.7;
+
 /// How often it is looked how many more slots the machine bears, while slots are running out.
 const ROOM_EVERY: Duration = Duration::from_secs(1);
 
@@ -330,7 +333,7 @@ impl Instance {
         // A slot is taken by a new process, or by an idle one, which then are fewer: the former shows at once, the
         // latter at the next close look.
         let changed = std::mem::replace(&mut self.newest, newest) != newest;
-        let every = match (self.close, changed) {
+        let every = match (self.close, changed || self.filling(config)) {
             (true, true) => Duration::ZERO,
             (true, false) => LOOK_CLOSELY_EVERY,
             (false, _) => LOOK_EVERY,
@@ -374,6 +377,20 @@ impl Instance {
             (&service.watched, vacant)
         });
         self.eyes.look(services, &self.screened, &self.smtpd, now)
+    }
+
+    /// The last free slots are being taken: the moment to act is near, and each tick looks.
+    fn filling(&self, config: &Config) -> bool {
+        let near = config.detect.thresholds.trip() * LOOK_AT_EVERY_TICK_FROM;
+        let verdicts = self
+            .services
+            .iter()
+            .filter(|service| !service.in_force())
+            .filter_map(|service| Some(&service.seen.as_ref()?.verdict));
+        verdicts.into_iter().any(|verdict| {
+            verdict.full_in.is_some_and(|left| !left.is_zero())
+                && verdict.pressure.is_some_and(|pressure| pressure >= near)
+        })
     }
 
     fn room_is_due(&mut self, now: Instant) -> bool {
