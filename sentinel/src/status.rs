@@ -20,6 +20,9 @@ pub struct Report {
     #[serde(default)]
     pub capabilities: Vec<String>,
     pub probes: Vec<Probe>,
+    /// Null where the cluster is not asked.
+    #[serde(default)]
+    pub kubernetes: Option<Kubernetes>,
     pub instances: Vec<Instance>,
 }
 
@@ -53,6 +56,39 @@ pub enum ProbeState {
     Unsupported,
     /// It should work and does not.
     Broken,
+}
+
+/// How it stands with the API of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kubernetes {
+    pub state: KubernetesState,
+    /// Why it is not ok, and what holds instead; when it is ok, what is left to be desired, or empty.
+    pub reason: String,
+    /// Pods of this node that are known.
+    pub pods: u32,
+    pub events: KubernetesEvents,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KubernetesState {
+    Ok,
+    /// The API does not answer; what it said before still counts.
+    Stale,
+    /// The API has not answered, or not for too long.
+    Unavailable,
+}
+
+/// Events on pods, since the daemon started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KubernetesEvents {
+    pub created: u64,
+    /// Not sent because they repeat the one before, or because there were too many.
+    pub suppressed: u64,
+    /// Not sent because too many were waiting.
+    pub dropped: u64,
+    /// The API did not take them.
+    pub failed: u64,
 }
 
 /// One running Postfix master.
@@ -254,6 +290,17 @@ pub(crate) mod tests {
             version: "0.1.0".to_owned(),
             mode: Mode::Enforce,
             capabilities: vec!["CAP_SYS_PTRACE".to_owned(), "CAP_NET_ADMIN".to_owned()],
+            kubernetes: Some(Kubernetes {
+                state: KubernetesState::Stale,
+                reason: "connection refused".to_owned(),
+                pods: 3,
+                events: KubernetesEvents {
+                    created: 5,
+                    suppressed: 4,
+                    dropped: 2,
+                    failed: 1,
+                },
+            }),
             probes: vec![
                 Probe {
                     name: "accept_queue".to_owned(),

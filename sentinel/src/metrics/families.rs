@@ -15,7 +15,8 @@ use prometheus_client::registry::{Registry, Unit};
 use super::exposition;
 use crate::controller::State;
 use crate::status::{
-    AcceptQueue, Board, Counters, Listener, ListenerCounts, ProbeState, ReloadResult, Report, Service,
+    AcceptQueue, Board, Counters, Kubernetes, KubernetesEvents, KubernetesState, Listener, ListenerCounts,
+    ProbeState, ReloadResult, Report, Service,
 };
 
 /// Makes the text of /metrics.
@@ -63,6 +64,7 @@ impl Collector for Families {
         actions(&mut encoder, &counters)?;
         let Some(report) = report else { return Ok(()) };
         probes(&mut encoder, &report)?;
+        kubernetes(&mut encoder, report.kubernetes.as_ref())?;
         instances(&mut encoder, &report)?;
         let rows = Row::of(&report);
         services(&mut encoder, &rows)?;
@@ -154,6 +156,34 @@ fn probes(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Result<(), Er
             &[("probe", &probe.name)],
             u32::from(probe.state == ProbeState::Ok),
         )?;
+    }
+    Ok(())
+}
+
+/// Nothing where the cluster is not asked.
+fn kubernetes(encoder: &mut DescriptorEncoder<'_>, cluster: Option<&Kubernetes>) -> Result<(), Error> {
+    let Some(cluster) = cluster else { return Ok(()) };
+    let help = "1 while the Kubernetes API answers; 0 when what it said before has to do, or the configuration alone";
+    let mut family = gauge(encoder, "kubernetes_up", help)?;
+    family.encode_gauge(&u32::from(cluster.state == KubernetesState::Ok))?;
+    let mut family = gauge(encoder, "kubernetes_pods", "Pods of this node that are known")?;
+    family.encode_gauge(&cluster.pods)?;
+    let help = "Events on pods: created; suppressed because they repeat the one before or are too many; dropped \
+                because too many were waiting; failed because the API did not take them";
+    let mut family = counter(encoder, "kubernetes_events", help)?;
+    let KubernetesEvents {
+        created,
+        suppressed,
+        dropped,
+        failed,
+    } = cluster.events;
+    for (result, n) in [
+        ("created", created),
+        ("suppressed", suppressed),
+        ("dropped", dropped),
+        ("failed", failed),
+    ] {
+        total(&mut family, &[("result", result)], n)?;
     }
     Ok(())
 }

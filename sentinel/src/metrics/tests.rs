@@ -77,6 +77,9 @@ fn the_families_are_those_that_were_promised() {
         "connections",
         "early_disconnects",
         "greeting_seconds",
+        "kubernetes_events",
+        "kubernetes_pods",
+        "kubernetes_up",
         "native_stress",
         "pressure",
         "probe_up",
@@ -105,6 +108,9 @@ fn values_arrive_with_their_labels_and_unknown_ones_are_absent() {
             .find(|sample| sample.labels == labels)
             .map(|sample| sample.value)
     };
+    assert_eq!(of("kubernetes_up", &[]), Some(0.0));
+    assert_eq!(of("kubernetes_pods", &[]), Some(3.0));
+    assert_eq!(of("kubernetes_events", &[("result", "failed")]), Some(1.0));
     let hostile = report().instances[1].id.clone();
     for instance in ["/etc/postfix", &hostile] {
         let smtp = [("instance", instance), ("service", "smtp/inet")];

@@ -203,6 +203,7 @@ impl Engine {
             mode: self.hands.mode(),
             capabilities: self.capabilities.clone(),
             probes: self.probes.health().to_vec(),
+            kubernetes: None,
             instances: instances.collect(),
         };
         self.board.publish(report, now.mono);
