@@ -43,6 +43,7 @@ use crate::config;
 use crate::status;
 
 /// Notices that may wait for the API; what comes on top is dropped, and counted.
+#[cfg(feature = "kubernetes")]
 const WAITING_MAX: usize = 64;
 
 /// The way to the cluster. Stops its thread when it is dropped, after a moment for what is still to be told.

@@ -33,6 +33,7 @@ impl Shared {
     }
 
     /// The API answers, and these are the pods.
+    #[cfg(feature = "kubernetes")]
     pub(super) fn live(&self, pods: &Arc<Directory>) {
         let mut inner = self.lock();
         let was_live = inner.snapshot.contact == Contact::Live;
