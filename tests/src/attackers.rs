@@ -39,6 +39,8 @@ pub enum Manner {
     Drip { every: Duration },
     /// Is gone as soon as it is connected, as a port scan.
     Leave,
+    /// Says nothing, and leaves so long after it connected, as a health check does.
+    Visit { stay: Duration },
 }
 
 /// How attackers behave.
@@ -54,6 +56,14 @@ pub struct Attack {
 }
 
 impl Attack {
+    /// `count` silent ones within a second.
+    pub fn burst(count: usize) -> Self {
+        Self::silent(Arrival::Evenly {
+            count,
+            within: Duration::from_secs(1),
+        })
+    }
+
     /// Silent attackers that stay away once dropped.
     pub fn silent(arrival: Arrival) -> Self {
         Self {
@@ -193,10 +203,17 @@ impl Attack {
             return;
         }
         // Whatever ended it, an end of file or an error, it was the server.
-        let _ = self.stay(BufReader::new(stream), &page).await;
+        let stay = self.stay(BufReader::new(stream), &page);
+        let left = match self.manner {
+            Manner::Visit { stay: visit } => timeout(visit, stay).await.is_err(),
+            _ => {
+                let _ = stay.await;
+                false
+            }
+        };
         page.note(|hold| {
             hold.ended = Some(clock::now());
-            hold.dropped = true;
+            hold.dropped = !left;
         });
     }
 
@@ -205,7 +222,7 @@ impl Attack {
         senders::reply(&mut stream).await?;
         page.note(|hold| hold.greeted = Some(clock::now()));
         match self.manner {
-            Manner::Silent | Manner::Leave => babble(&mut stream, None).await,
+            Manner::Silent | Manner::Leave | Manner::Visit { .. } => babble(&mut stream, None).await,
             Manner::Repeat { command, every } => babble(&mut stream, Some((command, every))).await,
             Manner::Drip { every } => {
                 for command in [

@@ -1,9 +1,7 @@
-//! Postfix as Debian's suites have it, beside the machine's own: fetched by the machine's own apt, unpacked below cargo's
+//! Postfix as Debian's suites have it, beside the machine's own: fetched by [`sentinel_debian`], unpacked below cargo's
 //! target directory, never installed.
 //!
-//! apt works here with directories and a source list of its own, so nothing that it knows about the machine changes. The
-//! mirror is the one that the machine's sources name; the chain from the signed index to the checksum of each package is
-//! apt's. What is fetched stays; remove `target/postfix` to have it anew.
+//! What is fetched stays; remove `target/postfix` to have it anew.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -12,6 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
+use sentinel_debian::Apt;
 
 /// Suites with the Postfix that each is known for; sid has the newest that there is.
 pub const SUITES: [(&str, &str); 4] = [
@@ -20,9 +19,6 @@ pub const SUITES: [(&str, &str); 4] = [
     ("trixie", "3.10."),
     ("sid", "3."),
 ];
-
-/// Debian's own public keys, in the place where each release of it keeps them.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A directory with the Postfix of `suite` and the libraries that it needs, to be entered by chroot(8).
 ///
@@ -52,44 +48,25 @@ pub fn postfix(suite: &str) -> Result<PathBuf> {
 
 /// Downloads and unpacks into `draft/root`.
 fn fetch(suite: &str, draft: &Path) -> Result<()> {
-    for directory in ["lists/partial", "cache/archives/partial", "packages", "root"] {
-        fs::create_dir_all(draft.join(directory))?;
-    }
-    let signed_by = if Path::new(KEYRING).exists() {
-        format!("[signed-by={KEYRING}] ")
-    } else {
-        String::new()
-    };
-    fs::write(
-        draft.join("sources.list"),
-        format!("deb {signed_by}{} {suite} main\n", mirror()?),
-    )?;
-    // Nothing is installed, as far as this apt knows, so it names every package that Postfix needs.
-    fs::write(draft.join("status"), "")?;
-    run(apt(draft).arg("update"))?;
-    let plan = run(apt(draft).args([
-        "--yes",
-        "--print-uris",
-        "--no-install-recommends",
-        "install",
-        "postfix",
-    ]))?;
-    // 'URI' NAME_VERSION_ARCH.deb SIZE HASH. Only what is linked to or read at run time; scripts are not run here.
-    let packages = plan
-        .lines()
-        .filter_map(|line| line.split(' ').nth(1)?.split('_').next());
-    let needed: Vec<_> = packages
+    let root = draft.join("root");
+    fs::create_dir(&root)?;
+    let apt = Apt::of(suite, &draft.join("apt"))?;
+    let plan = apt.with_dependencies("postfix")?;
+    // Only what is linked to or read at run time; scripts are not run here.
+    let needed: Vec<&str> = plan
+        .iter()
+        .map(String::as_str)
         .filter(|name| name.starts_with("lib") || ["postfix", "zlib1g", "netbase"].contains(name))
         .collect();
-    run(apt(draft)
-        .arg("download")
-        .args(&needed)
-        .current_dir(draft.join("packages")))?;
-    for package in fs::read_dir(draft.join("packages"))? {
-        run(Command::new("dpkg-deb")
-            .arg("--extract")
-            .arg(package?.path())
-            .arg(draft.join("root")))?;
+    for package in apt.download(&needed, &draft.join("packages"))? {
+        let mut dpkg = Command::new("dpkg-deb");
+        let output = dpkg.arg("--extract").arg(&package).arg(&root).output()?;
+        ensure!(
+            output.status.success(),
+            "unpacking {}: {}",
+            package.display(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(())
 }
@@ -109,61 +86,6 @@ fn make_usable(root: &Path) -> Result<()> {
         fs::copy(Path::new("/etc").join(name), root.join("etc").join(name))?;
     }
     Ok(())
-}
-
-/// The first Debian mirror among the machine's own sources.
-fn mirror() -> Result<String> {
-    let targets = run(Command::new("apt-get").args([
-        "indextargets",
-        "--format",
-        "$(COMPONENT) $(RELEASE) $(REPO_URI)",
-        "Created-By: Packages",
-    ]))?;
-    let mut fields = targets.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let main = fields.find_map(|fields| match fields.as_slice() {
-        // Updates and security, whose names have a hyphen, live in other places than whole suites.
-        ["main", release, uri] if !release.contains('-') => Some((*uri).to_owned()),
-        _ => None,
-    });
-    main.context("apt's sources name no mirror of a Debian release")
-}
-
-/// apt-get with everything of its own below `draft`.
-fn apt(draft: &Path) -> Command {
-    let mut apt = Command::new("apt-get");
-    let at = |option: &str, name: &str| format!("{option}={}", draft.join(name).display());
-    let options = [
-        at("Dir::Etc::SourceList", "sources.list"),
-        "Dir::Etc::SourceParts=/dev/null".to_owned(),
-        "Dir::Etc::Preferences=/dev/null".to_owned(),
-        "Dir::Etc::PreferencesParts=/dev/null".to_owned(),
-        at("Dir::State::Lists", "lists"),
-        at("Dir::State::status", "status"),
-        at("Dir::Cache", "cache"),
-        "Acquire::Languages=none".to_owned(),
-        // A mirror that stands still has an index of sid past its date; that of yesterday does here.
-        "Acquire::Check-Valid-Until=false".to_owned(),
-        // The target directory need not be open to apt's own user.
-        "APT::Sandbox::User=root".to_owned(),
-    ];
-    for option in options {
-        apt.args(["-o", &option]);
-    }
-    apt.args(["--quiet=2"]).env("LC_ALL", "C");
-    apt
-}
-
-/// Runs to a good end and returns standard output.
-fn run(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("running {}", command.get_program().display()))?;
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Cargo's target directory, which the running test program lies in; cargo marks it for backup programs.

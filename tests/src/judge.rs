@@ -66,7 +66,7 @@ impl Judge {
             root,
             version: String::new(),
         };
-        let case = judge.case(b"")?;
+        let case = judge.case(b"", "")?;
         let output = judge.output(&case, "/usr/sbin/postconf", ["-dh", "mail_version"])?;
         judge.version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         ensure!(!judge.version.is_empty(), "postconf tells no version: {output:?}");
@@ -91,7 +91,7 @@ impl Judge {
     /// # Errors
     /// It could not be asked.
     pub fn postconf(&self, master_cf: &[u8], arguments: &[&str]) -> Result<Result<Vec<String>, String>> {
-        let case = self.case(master_cf)?;
+        let case = self.case(master_cf, "")?;
         let config = case.inside.join("config");
         let options = ["-c".as_ref(), config.as_os_str()].into_iter();
         let output = self.output(
@@ -112,7 +112,15 @@ impl Judge {
     /// # Errors
     /// It could not be started, or ended in another way than it does on a good or a bad file.
     pub fn fate(&self, master_cf: &[u8]) -> Result<Fate> {
-        let case = self.case(master_cf)?;
+        self.fate_with(master_cf, "")
+    }
+
+    /// [`Self::fate`], with more lines of main.cf.
+    ///
+    /// # Errors
+    /// As [`Self::fate`].
+    pub fn fate_with(&self, master_cf: &[u8], main_cf: &str) -> Result<Fate> {
+        let case = self.case(master_cf, main_cf)?;
         let namespace = Namespace::new()?;
         let master = "/usr/lib/postfix/sbin/master";
         let config = case.inside.join("config");
@@ -133,7 +141,7 @@ impl Judge {
     }
 
     /// Lays out what a Postfix needs to look at these bytes.
-    fn case(&self, master_cf: &[u8]) -> Result<Case> {
+    fn case(&self, master_cf: &[u8], more: &str) -> Result<Case> {
         let outside = tempfile::Builder::new()
             .prefix("sentinel-judge-")
             .tempdir_in(self.root.join("tmp"))?;
@@ -145,7 +153,7 @@ impl Judge {
         }
         let main_cf = format!(
             "compatibility_level = 2\nqueue_directory = {inside}/queue\ndata_directory = {inside}/data\n\
-             daemon_directory = {inside}/no-daemons\nmyhostname = mx.lab.invalid\ninet_interfaces = all\n",
+             daemon_directory = {inside}/no-daemons\nmyhostname = mx.lab.invalid\ninet_interfaces = all\n{more}",
             inside = inside.display(),
         );
         fs::write(config.join("main.cf"), main_cf)?;

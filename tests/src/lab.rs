@@ -27,6 +27,7 @@ pub struct Builder {
     master_cf: String,
     main_cf: String,
     read_only_master_cf: bool,
+    own_master: bool,
 }
 
 impl Lab {
@@ -43,6 +44,7 @@ impl Lab {
             master_cf: master_cf::plain(20),
             main_cf: String::new(),
             read_only_master_cf: false,
+            own_master: false,
         }
     }
 
@@ -138,6 +140,13 @@ impl Builder {
         self
     }
 
+    /// Runs a copy of master, for [`Postfix::upgrade`].
+    #[must_use]
+    pub fn own_master(mut self) -> Self {
+        self.own_master = true;
+        self
+    }
+
     /// Starts it.
     ///
     /// # Errors
@@ -153,6 +162,7 @@ impl Builder {
             main_cf: self.main_cf,
             master_cf: self.master_cf,
             read_only_master_cf: self.read_only_master_cf,
+            own_master: self.own_master,
         };
         let postfix = Postfix::start(&server, base.path(), &plan)?;
         let _ = base.keep();

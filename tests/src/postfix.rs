@@ -7,15 +7,16 @@
 //! user when it locks its data directory.
 
 use std::fs::{self, Permissions};
-use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::unistd::{Gid, Group, Uid, User};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Gid, Group, Pid, Uid, User};
 
 use crate::clock::{wait_for, wait_until};
 use crate::netns::Namespace;
@@ -30,26 +31,40 @@ const DAEMON_DIRECTORIES: [&str; 3] = [
 /// A start of master takes half a second here; a machine with other things to do gets the rest.
 const START: Duration = Duration::from_secs(60);
 
-/// $1: master. $2: the lab's directory. $3: a file that is bind-mounted read-only for this Postfix alone, or empty. master
-/// leads its own session (src/master/master.c), so the negative pid reaches all that it started. The inner shell is there
-/// for `unshare`, which must not fork: master has to be the guard's own child, or its pid could go to another process.
+/// $1: master. $2: the lab's directory. $3: a file that is bind-mounted read-only for this Postfix alone, or empty. Takes
+/// `stop` and `start` on its standard input and answers each with a line. master leads its own session
+/// (src/master/master.c), so the negative pid reaches all that it started. The inner shell is there for `unshare`, which
+/// must not fork: master has to be the guard's own child, or its pid could go to another process.
 const GUARD: &str = r#"
-if [ -n "$3" ]; then
-    unshare --mount --propagation private sh -c \
-        'mount --bind "$2" "$2" && mount -o remount,bind,ro "$2" && exec "$1" -s' sh "$1" "$3" >/dev/null 2>&1 &
-else
-    "$1" -s >/dev/null 2>&1 &
-fi
-master=$!
-echo "$master"
-read -r _
-kill -TERM "$master" 2>/dev/null
-for _ in 1 2 3 4 5 6 7 8 9 10; do
-    kill -0 -- "-$master" 2>/dev/null || break
-    sleep 0.1
+start() {
+    if [ -n "$3" ]; then
+        unshare --mount --propagation private sh -c \
+            'mount --bind "$2" "$2" && mount -o remount,bind,ro "$2" && exec "$1" -s' sh "$1" "$3" >/dev/null 2>&1 &
+    else
+        "$1" -s >/dev/null 2>&1 &
+    fi
+    master=$!
+    echo "$master"
+}
+stop() {
+    [ -n "$master" ] || return
+    kill -TERM "$master" 2>/dev/null
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        kill -0 -- "-$master" 2>/dev/null || break
+        sleep 0.1
+    done
+    kill -KILL -- "-$master" 2>/dev/null
+    wait
+    master=
+}
+start "$@"
+while read -r order; do
+    case $order in
+        stop) stop; echo stopped ;;
+        start) start "$@" ;;
+    esac
 done
-kill -KILL -- "-$master" 2>/dev/null
-wait
+stop
 rm -rf -- "$2"
 "#;
 
@@ -59,6 +74,7 @@ pub(crate) struct Plan {
     pub(crate) main_cf: String,
     pub(crate) master_cf: String,
     pub(crate) read_only_master_cf: bool,
+    pub(crate) own_master: bool,
 }
 
 /// A running private Postfix.
@@ -66,6 +82,7 @@ pub(crate) struct Plan {
 pub struct Postfix {
     base: PathBuf,
     guard: Child,
+    answers: BufReader<ChildStdout>,
     master_pid: i32,
 }
 
@@ -107,6 +124,11 @@ impl Postfix {
             .find(|path| path.exists())
             .context("Postfix is not installed: run `cargo xtask setup`")?;
         lay_out(base)?;
+        let master = if plan.own_master {
+            copy_of(&master, base)?
+        } else {
+            master
+        };
         let config = base.join("config");
         fs::write(
             config.join("main.cf"),
@@ -132,27 +154,74 @@ impl Postfix {
                 .spawn()
                 .context("starting the guard of Postfix")
         })?;
-        let mut line = String::new();
         let stdout = guard.stdout.take().context("the guard has no standard output")?;
-        BufReader::new(stdout).read_line(&mut line)?;
-        let master_pid = line
-            .trim()
-            .parse()
-            .context("the guard did not tell master's process id")?;
-        let postfix = Self {
+        let mut postfix = Self {
             base: base.to_owned(),
             guard,
-            master_pid,
+            answers: BufReader::new(stdout),
+            master_pid: 0,
         };
+        postfix.wait_started(0)?;
+        Ok(postfix)
+    }
+
+    /// Ends master and all that it started, as `postfix stop` does, and returns when they are gone.
+    ///
+    /// # Errors
+    /// The guard is gone.
+    pub fn stop(&mut self) -> Result<()> {
+        let answer = self.order("stop")?;
+        ensure!(answer == "stopped", "the guard said {answer:?}");
+        Ok(())
+    }
+
+    /// Starts a new master after [`Self::stop`], and returns when it runs.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_again(&mut self) -> Result<()> {
+        let starts = self.starts();
+        self.guard_input()?.write_all(b"start\n")?;
+        self.wait_started(starts)
+    }
+
+    fn order(&mut self, order: &str) -> Result<String> {
+        writeln!(self.guard_input()?, "{order}")?;
+        self.answer()
+    }
+
+    fn guard_input(&mut self) -> Result<&mut ChildStdin> {
+        self.guard
+            .stdin
+            .as_mut()
+            .context("the guard has no standard input")
+    }
+
+    fn answer(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    }
+
+    /// Takes the new master's pid and waits until it says that it has started; `before` is how many have said so.
+    fn wait_started(&mut self, before: usize) -> Result<()> {
+        let master_pid = self.answer()?;
+        self.master_pid = master_pid
+            .parse()
+            .context("the guard did not tell master's process id")?;
         wait_until("master to start", START, || {
             ensure!(
                 Path::new(&format!("/proc/{master_pid}/exe")).exists(),
                 "master ended at once:\n{}",
-                postfix.log()
+                self.log()
             );
-            Ok(postfix.log().contains("daemon started"))
-        })?;
-        Ok(postfix)
+            Ok(self.starts() > before)
+        })
+    }
+
+    /// How many masters have started.
+    fn starts(&self) -> usize {
+        self.log_count("daemon started")
     }
 
     pub fn master_pid(&self) -> i32 {
@@ -190,6 +259,44 @@ impl Postfix {
     /// How many lines of the mail log contain `needle`.
     pub fn log_count(&self, needle: &str) -> usize {
         self.log().lines().filter(|line| line.contains(needle)).count()
+    }
+
+    /// SIGHUP to master, as an administrator reloads, and waits until it has taken it.
+    ///
+    /// # Errors
+    /// master is gone, or does not reload.
+    pub fn reload(&self) -> Result<()> {
+        let before = self.reloads();
+        kill(Pid::from_raw(self.master_pid), Signal::SIGHUP)?;
+        wait_until("master to reload", START, || Ok(self.reloads() > before))
+    }
+
+    /// Changes master.cf as configuration management does: a new file, renamed over the old one.
+    ///
+    /// # Errors
+    /// The file cannot be read or replaced.
+    pub fn replace_master_cf(&self, bytes: &[u8]) -> Result<()> {
+        let new = self.config_dir().join("master.cf.ansible");
+        fs::write(&new, bytes)?;
+        Ok(fs::rename(new, self.master_cf_path())?)
+    }
+
+    /// Replaces the executable of [`crate::lab::Builder::own_master`] under the running master, as the upgrade of a package does.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be replaced.
+    pub fn upgrade(&self) -> Result<()> {
+        let (program, new) = (
+            self.base.join("sbin/master"),
+            self.base.join("sbin/master.dpkg-new"),
+        );
+        fs::copy(&program, &new)?;
+        Ok(fs::rename(new, program)?)
+    }
+
+    /// Whether master lives.
+    pub fn runs(&self) -> bool {
+        Path::new(&format!("/proc/{}/exe", self.master_pid)).exists()
     }
 
     /// How many times master has re-read its configuration.
@@ -233,6 +340,15 @@ impl Drop for Postfix {
         drop(self.guard.stdin.take());
         let _ = self.guard.wait();
     }
+}
+
+/// A copy of master's program, beside an smtpd by which the sentinel knows it; it starts those of the machine.
+fn copy_of(master: &Path, base: &Path) -> Result<PathBuf> {
+    let own = base.join("sbin");
+    fs::create_dir(&own)?;
+    fs::copy(master, own.join("master"))?;
+    symlink(master.with_file_name("smtpd"), own.join("smtpd"))?;
+    Ok(own.join("master"))
 }
 
 /// The directories that `postfix check` would make (conf/postfix-files), without a start of its scripts.

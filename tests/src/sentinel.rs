@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
+use smtp_sentinel::controller::State;
 use smtp_sentinel::status::{Report, Service};
 
 use crate::Lab;
@@ -29,6 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// the defaults.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// Names the directory in the lab's: a second sentinel needs one of its own.
+    pub name: String,
     /// Instead of the lab's own configuration directory; [`Sentinel::install_for`] is told all of them.
     pub config_dir: Option<PathBuf>,
     /// Lines of `[detect]`.
@@ -46,6 +49,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            name: "sentinel".to_owned(),
             config_dir: None,
             detect: "dwell = \"3s\"\ntrip_dwell = \"1s\"".to_owned(),
             act: "mode = \"enforce\"\nmin_interval = \"1s\"".to_owned(),
@@ -131,11 +135,12 @@ impl Sentinel {
     /// As [`Self::install_with`].
     pub fn install_for(base: &Path, config_dirs: &[PathBuf], settings: &Settings) -> Result<Self> {
         let program = program()?;
-        let base = base.join("sentinel");
+        let base = base.join(&settings.name);
         fs::create_dir(&base).with_context(|| format!("making {}", base.display()))?;
         // The daemon takes no port of ours to be told: a free one is chosen here, and the gap until it binds is accepted.
         let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let Settings {
+            name: _,
             config_dir: _,
             detect,
             act,
@@ -398,6 +403,24 @@ impl Daemon<'_> {
         found.with_context(|| format!("last status of {label}: {last:#?}"))
     }
 
+    /// Waits until `smtp inet` is in this state.
+    ///
+    /// # Errors
+    /// As [`Self::wait_service`].
+    pub fn wait_state(&self, state: State) -> Result<Service> {
+        let what = format!("smtp/inet to be {state}");
+        self.wait_service(&what, PATIENCE, |service| service.state == state)
+    }
+
+    /// Waits until the detector says this of `smtp inet`.
+    ///
+    /// # Errors
+    /// As [`Self::wait_service`].
+    pub fn wait_verdict(&self, kind: &str) -> Result<Service> {
+        let what = format!("the verdict {kind} on smtp/inet");
+        self.wait_service(&what, PATIENCE, |service| service.verdict.kind == kind)
+    }
+
     /// /metrics, read.
     ///
     /// # Errors
@@ -416,6 +439,26 @@ impl Daemon<'_> {
         Ok(body)
     }
 
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.pid())?), signal)?)
+    }
+
+    /// SIGSTOP: it stands still, as on a machine that is starved or suspended.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// SIGCONT, after [`Self::freeze`].
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
     /// kill -9: no chance to put anything in order.
     ///
     /// # Errors
@@ -431,7 +474,7 @@ impl Daemon<'_> {
     /// # Errors
     /// It does not end within a minute.
     pub fn terminate(mut self) -> Result<Option<i32>> {
-        kill(Pid::from_raw(i32::try_from(self.process.id())?), Signal::SIGTERM)?;
+        self.signal(Signal::SIGTERM)?;
         let status = wait_for("the daemon to end after SIGTERM", PATIENCE, || {
             Ok(self.process.try_wait()?)
         })?;

@@ -106,9 +106,19 @@ fn broken_while_we_are_in_charge_it_is_not_reloaded_until_it_is_whole() {
 
 #[test]
 fn broken_beforehand_it_is_neither_edited_nor_reloaded() {
+    broken_beforehand(SECRETLY_DEADLY);
+}
+
+/// postconf(1) tells nothing at all then, and the attack is seen without it.
+#[test]
+fn broken_for_all_to_see_it_is_still_watched() {
+    broken_beforehand(DEADLY);
+}
+
+fn broken_beforehand(line: &[u8]) {
     let lab = Lab::new().unwrap();
     let sentinel = Sentinel::install(&lab).unwrap();
-    let broken = append(&lab, SECRETLY_DEADLY);
+    let broken = append(&lab, line);
     let daemon = sentinel.start().unwrap();
     wait_alarm(&sentinel, "would stop Postfix");
     let _attackers = flood(&lab);

@@ -2,11 +2,13 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod kernels;
 mod lab;
 mod packages;
 mod setup;
 mod shell;
+mod soak;
 mod tally;
 mod test;
 mod toolchain;
@@ -55,6 +57,14 @@ enum Task {
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
     },
+    /// Set up, then run what takes too long for every run of the tests, and write down in docs/soak.md what came of it
+    Soak {
+        /// Only these: fuzz, masters
+        parts: Vec<String>,
+        /// For how long each
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+        minutes: u64,
+    },
     /// Set up, then show the main job: calm, flood, trip, clear, on a real Postfix in network namespaces
     Demo,
     /// Set up, then measure legitimate mail under attack: Postfix's own means and the sentinel, side by side (`bench --help`)
@@ -73,6 +83,7 @@ fn main() -> ExitCode {
         Task::Build { release } => build(release),
         Task::Test { filter, no_kernels } => test::run(filter.as_deref(), !no_kernels),
         Task::Kernels { only } => kernels::run(&only),
+        Task::Soak { parts, minutes } => soak::run(&parts, minutes),
         Task::Demo => demo::run(),
         Task::Bench { arguments } => bench::run(&arguments),
     };

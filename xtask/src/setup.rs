@@ -93,6 +93,12 @@ fn needs() -> Vec<Need> {
             packages: &["util-linux"],
         },
         Need {
+            // Also the runtime that bpf-linker links to.
+            what: "a C++ compiler for libFuzzer",
+            there: has(&["c++"]),
+            packages: &["g++"],
+        },
+        Need {
             // Its package starts nothing where systemd is not process 1.
             what: "systemd-analyze",
             there: has(&["systemd-analyze"]),
@@ -106,7 +112,7 @@ fn needs() -> Vec<Need> {
     ]
 }
 
-/// What bpf-linker is built with: LLVM as static libraries, what those link to, and a C++ compiler for its runtime.
+/// What bpf-linker is built with, beside a C++ compiler: LLVM as static libraries, and what those link to.
 fn missing_for_linker() -> Vec<&'static str> {
     let llvm = Path::new("/usr/lib").join(format!("llvm-{}", toolchain::LLVM));
     let mut missing = Vec::new();
@@ -115,7 +121,6 @@ fn missing_for_linker() -> Vec<&'static str> {
         ("libpolly-22-dev", llvm.join("lib/libPolly.a").exists()),
         ("libzstd-dev", Path::new("/usr/include/zstd.h").exists()),
         ("zlib1g-dev", Path::new("/usr/include/zlib.h").exists()),
-        ("g++", shell::find("c++").is_some()),
     ] {
         if !there {
             missing.push(package);

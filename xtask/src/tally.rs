@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::AddAssign;
+use std::process::ExitCode;
 
 /// Counts of tests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,6 +40,43 @@ impl Tally {
             failed: count("failed")?,
             skipped: count("ignored")?,
         })
+    }
+
+    /// What to end with.
+    pub(crate) fn exit_code(self) -> ExitCode {
+        if self.failed == 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// How a line begins that tells what a test counted, for the table of `cargo xtask soak`.
+pub(crate) const SOAKED: &str = "soak: ";
+
+/// What came of some tests.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) tally: Tally,
+    /// What they say that they counted, in words.
+    pub(crate) counts: Vec<String>,
+}
+
+impl Outcome {
+    /// Takes in a line that a test program printed.
+    pub(crate) fn read(&mut self, line: &str) {
+        self.tally += Tally::parse(line).unwrap_or_default();
+        self.counts.extend(line.strip_prefix(SOAKED).map(str::to_owned));
+    }
+}
+
+impl From<Tally> for Outcome {
+    fn from(tally: Tally) -> Self {
+        Self {
+            tally,
+            counts: Vec::new(),
+        }
     }
 }
 
@@ -78,6 +116,22 @@ mod tests {
         let line =
             "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s";
         assert_eq!(Tally::parse(line), Some(Tally::default()));
+    }
+
+    #[test]
+    fn what_a_soak_counted_is_kept() {
+        let mut outcome = Outcome::default();
+        for line in [
+            "soak: 12 files",
+            "a soak: no",
+            "test result: ok. 1 passed; 0 failed; 0 ignored;",
+        ] {
+            outcome.read(line);
+        }
+        assert_eq!(
+            (outcome.counts, outcome.tally.passed),
+            (vec!["12 files".to_owned()], 1)
+        );
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::tally::Tally;
-use crate::{kernels, setup, shell};
+use crate::tally::{Outcome, Tally};
+use crate::{fuzz, kernels, setup, shell};
 
 /// Labs at a time. Each has a Postfix with up to some dozens of processes and clients that measure time, so more of them
 /// than processors would measure the neighbours.
@@ -14,6 +15,9 @@ const LABS: usize = 2;
 
 /// What the container image has and the packages do not.
 const KUBERNETES: &str = "smtp-sentinel/kubernetes";
+
+/// For each fuzz target in every run; `cargo xtask soak` goes on where this ends.
+const FUZZ_FOR: Duration = Duration::from_secs(30);
 
 /// Runs everything; a check that fails does not keep the others from running, so that one run tells all.
 pub(crate) fn run(filter: Option<&str>, with_kernels: bool) -> Result<ExitCode> {
@@ -46,26 +50,28 @@ pub(crate) fn run(filter: Option<&str>, with_kernels: bool) -> Result<ExitCode> 
     // Before what the lab runs is built: this leaves a smtp-sentinel with the feature in its place.
     if filter.is_none_or(|filter| filter.contains("kubernetes")) {
         let only_ours = ["--package", "smtp-sentinel", "--features", KUBERNETES, "--lib"];
-        tally += tests(&only_ours, &[filter.unwrap_or("kubernetes::")])?;
+        tally += tests(&only_ours, &[filter.unwrap_or("kubernetes::")], &[])?.tally;
     }
     // The lab runs the daemon as a program, which no test target of its package builds.
     tally += check(&mut shell::cargo(&["build", "--package", "smtp-sentinel"]));
+    let with_fuzzing = filter.is_none();
     let with_kernels = with_kernels && filter.is_none();
     let filter = filter.unwrap_or_default();
-    tally += tests(&["--workspace", "--exclude", "sentinel-lab"], &[filter])?;
+    tally += tests(&["--workspace", "--exclude", "sentinel-lab"], &[filter], &[])?.tally;
     tally += tests(
         &["--package", "sentinel-lab"],
         &[filter, &format!("--test-threads={LABS}")],
-    )?;
+        &[],
+    )?
+    .tally;
     if with_kernels {
         tally += kernels();
     }
+    if with_fuzzing {
+        tally += fuzzing();
+    }
     println!("{tally}");
-    Ok(if tally.failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(tally.exit_code())
 }
 
 /// The probes' scenarios on the oldest kernel and on the newest.
@@ -75,6 +81,16 @@ fn kernels() -> Tally {
         eprintln!("the kernels did not run: {error:#}; `cargo xtask test --no-kernels` leaves them out");
         Tally::FAILURE
     })
+}
+
+fn fuzzing() -> Tally {
+    match fuzz::run(FUZZ_FOR) {
+        Ok(outcome) => outcome.tally,
+        Err(error) => {
+            eprintln!("the fuzz targets did not run: {error:#}");
+            Tally::FAILURE
+        }
+    }
 }
 
 /// Runs what is no test; nothing to count unless it fails.
@@ -90,10 +106,14 @@ fn check(command: &mut Command) -> Tally {
 }
 
 /// Runs `cargo test`, as root, and adds up what the test programs say.
-fn tests(what: &[&str], arguments: &[&str]) -> Result<Tally> {
+///
+/// # Errors
+/// Not root and no sudo, or no cargo.
+pub(crate) fn tests(what: &[&str], arguments: &[&str], environment: &[(&str, String)]) -> Result<Outcome> {
     let mut cargo = shell::cargo(&["test", "--no-fail-fast"]);
     cargo
         .args(what)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .arg("--")
         .args(arguments.iter().filter(|argument| !argument.is_empty()));
     cargo.env("PATH", setup::path()?);
@@ -108,17 +128,17 @@ fn tests(what: &[&str], arguments: &[&str]) -> Result<Tally> {
     }
     println!("--- {}", shell::words(&cargo));
     let mut running = cargo.stdout(Stdio::piped()).spawn()?;
-    let mut tally = Tally::default();
+    let mut outcome = Outcome::default();
     if let Some(stdout) = running.stdout.take() {
         for line in BufReader::new(stdout).split(b'\n') {
             let line = String::from_utf8_lossy(&line?).into_owned();
             println!("{line}");
-            tally += Tally::parse(&line).unwrap_or_default();
+            outcome.read(&line);
         }
     }
     // A build that fails or a test program that crashes leaves no summary line.
-    if !running.wait()?.success() && tally.failed == 0 {
-        tally += Tally::FAILURE;
+    if !running.wait()?.success() && outcome.tally.failed == 0 {
+        outcome.tally += Tally::FAILURE;
     }
-    Ok(tally)
+    Ok(outcome)
 }

@@ -42,18 +42,22 @@ impl Actuator {
         let path = dir.file(MASTER_CF);
         let candidate = edit::insert(&original.bytes, &target.service, now.wall)
             .map_err(|source| ActError::Edit { path, source })?;
-        Ok(self
-            .checker(&target.master)
-            .edited(dir.path(), &original.bytes, &candidate, &mut self.passed)?)
+        self.checker(&target.master)
+            .edited(dir.path(), &original.bytes, &candidate, &mut self.passed)?;
+        Ok(self.bound(&target.master, &original.bytes)?)
     }
 
     /// Whether the master would live through reading its files as they are now, which every reload of ours is held to.
     /// An error of reading them is none here: whoever wants to change them meets it.
-    pub fn reloadable(&self, master: &Master) -> Result<(), CheckError> {
+    pub fn reloadable(&mut self, master: &Master) -> Result<(), CheckError> {
         let bytes = ConfigDir::open(&master.config_dir).and_then(|dir| dir.read_followed());
-        bytes.map_or(Ok(()), |bytes| {
-            self.checker(master).reloadable(&master.config_dir, &bytes)
-        })
+        bytes.map_or(Ok(()), |bytes| self.survives(master, &bytes))
+    }
+
+    /// Whether a master would survive being told to read these bytes in place of its master.cf.
+    pub(super) fn survives(&mut self, master: &Master, bytes: &[u8]) -> Result<(), CheckError> {
+        self.checker(master).reloadable(&master.config_dir, bytes)?;
+        self.bound(master, bytes)
     }
 
     fn try_trip(&mut self, target: &Target, now: Now, trail: &mut Trail) -> Result<InFlight, ActError> {
@@ -115,6 +119,7 @@ impl Actuator {
             .map_err(FileError::io("check", dir.file(MASTER_CF)))?;
         self.checker(&target.master)
             .edited(dir.path(), &original.bytes, &candidate, &mut self.passed)?;
+        self.bound(&target.master, &original.bytes)?;
         // Where another service of this file is ours already, the original is the file without those lines.
         let plain = edit::remove(&original.bytes).bytes;
         let kept = backup::keep(&self.state_dir, &target.instance, &plain, &mut self.steps)?;
@@ -187,7 +192,7 @@ impl Actuator {
             .map_err(FileError::io("read", dir.file(MASTER_CF)))?;
         let current = dir.read_followed()?;
         if Digest::of(&current) != *expected {
-            self.checker(master).reloadable(dir.path(), &current)?;
+            self.survives(master, &current)?;
         }
         let ticks = clock::boot_ticks().map_err(FileError::io("read", "/proc/uptime".into()))?;
         let not_sent = |source| ReloadError::NotSent {
@@ -213,8 +218,7 @@ impl Actuator {
         // A `postfix reload` that hangs may have told the master: then it has to be told again.
         let told = match (&taken, &cause) {
             (Ok(taken), ActError::Reload(ReloadError::Unknown { .. })) => self
-                .checker(&target.master)
-                .reloadable(dir.path(), &taken.bytes)
+                .survives(&target.master, &taken.bytes)
                 .map_err(ActError::from)
                 .and_then(|()| Ok(self.masters.reload(&target.master, signal::ReloadMode::Signal)?)),
             _ => Ok(()),

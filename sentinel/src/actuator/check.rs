@@ -33,6 +33,11 @@ pub enum CheckError {
         .path.display()
     )]
     OtherChange { path: PathBuf, service: ServiceId },
+    #[error(
+        "{} has the listener {service}, which the running master has not opened yet; a reload would have it try, and a port that is taken would stop Postfix: reload it yourself (we do not meanwhile)",
+        .path.display()
+    )]
+    Unbound { path: PathBuf, service: ServiceId },
     #[error("cannot have postconf(1) check {}: {source}", .path.display())]
     Io { path: PathBuf, source: io::Error },
 }

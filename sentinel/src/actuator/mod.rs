@@ -23,6 +23,7 @@ mod lock;
 mod replace;
 mod restore;
 mod signal;
+mod sockets;
 mod steps;
 mod undo;
 mod verify;
@@ -100,6 +101,8 @@ pub struct Actuator {
     claimed: BTreeMap<PathBuf, Arc<ConfigDir>>,
     unwritten: VecDeque<(HistoryEntry, Vec<IntentId>)>,
     passed: check::Passed,
+    /// By configuration directory: the file that was seen last, if its master had every socket of it.
+    bound: BTreeMap<PathBuf, Digest>,
 }
 
 impl Actuator {
@@ -128,6 +131,7 @@ impl Actuator {
             claimed: BTreeMap::new(),
             unwritten: VecDeque::new(),
             passed: check::Passed::default(),
+            bound: BTreeMap::new(),
         })
     }
 

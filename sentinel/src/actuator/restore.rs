@@ -28,6 +28,12 @@ impl RestoreReport {
     pub fn complete(&self) -> bool {
         self.items.iter().all(Restored::complete)
     }
+
+    /// How many masters were told to reload.
+    pub fn reloads(&self) -> usize {
+        let told = |item: &&Restored| matches!(item.told, Told::Once);
+        self.items.iter().filter(told).count()
+    }
 }
 
 /// What became of one master.cf. Displays as a sentence for the operator.
@@ -231,7 +237,7 @@ impl Actuator {
             return Told::NotRunning;
         };
         let told = dir.read_followed().map_err(ActError::from).and_then(|bytes| {
-            self.checker(master).reloadable(dir.path(), &bytes)?;
+            self.survives(master, &bytes)?;
             self.tell(dir, master, &super::Digest::of(&bytes))
         });
         match told {

@@ -2,6 +2,7 @@
 //! one that has served nothing yet throttles its service for a minute (Postfix src/master/master_spawn.c).
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -56,6 +57,9 @@ pub trait Masters: Send {
     /// Whether it is still this very master that has the pid.
     fn alive(&mut self, master: &Master) -> bool;
 
+    /// The addresses of its listening TCP sockets; `None` when that cannot be told.
+    fn listening(&mut self, master: &Master) -> Option<Vec<SocketAddr>>;
+
     /// Makes it read its files again.
     fn reload(&mut self, master: &Master, mode: ReloadMode) -> Result<(), ReloadError>;
 }
@@ -71,6 +75,12 @@ impl Masters for System {
 
     fn alive(&mut self, master: &Master) -> bool {
         is_this(master)
+    }
+
+    fn listening(&mut self, master: &Master) -> Option<Vec<SocketAddr>> {
+        let sockets = discovery::listening(master.pid).ok()?;
+        // One that has none has just started, and is about to open them.
+        Some(sockets).filter(|sockets| !sockets.is_empty())
     }
 
     fn reload(&mut self, master: &Master, mode: ReloadMode) -> Result<(), ReloadError> {

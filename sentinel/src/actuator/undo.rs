@@ -80,7 +80,7 @@ impl Actuator {
             return Err(gone(target).into());
         };
         // Not only when it is another file than the one that we wrote: others may have broken it long ago.
-        self.checker(&master).reloadable(dir.path(), &taken.bytes)?;
+        self.survives(&master, &taken.bytes)?;
         let target = Target {
             master,
             ..target.clone()
@@ -136,7 +136,7 @@ impl Actuator {
         let master = self.master_now(target)?;
         let told = master.is_some();
         if let Some(master) = master {
-            self.checker(&master).reloadable(dir.path(), &taken.bytes)?;
+            self.survives(&master, &taken.bytes)?;
             self.tell(&dir, &master, &taken.after)?;
         }
         Ok((

@@ -75,6 +75,12 @@ impl Verification {
         }
     }
 
+    /// Whether the master has lived long enough after the signal that it may be sent another. The next act need not wait
+    /// for a new smtpd as well: it changes the file again, and is verified itself.
+    pub fn outlived(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.signalled) >= LIVES_FOR
+    }
+
     /// A process started after this was started by a master that had read the new file. In between the signal may
     /// have been on its way while the master was still forking by the old one.
     fn surely_after(&self) -> u64 {
@@ -114,6 +120,19 @@ mod tests {
             signalled_ticks: 10_000,
         };
         verification.step(start + Duration::from_secs_f64(seconds), alive, workers)
+    }
+
+    #[test]
+    fn the_next_act_waits_as_long_as_a_dying_master_may_take() {
+        let start = crate::clock::now().mono;
+        let verification = Verification {
+            act: Act::Edit,
+            service: id("smtp"),
+            signalled: start,
+            signalled_ticks: 10_000,
+        };
+        assert!(!verification.outlived(start + LIVES_FOR - Duration::from_millis(1)));
+        assert!(verification.outlived(start + LIVES_FOR));
     }
 
     #[test]

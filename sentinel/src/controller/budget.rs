@@ -64,6 +64,16 @@ impl Budget {
         self.release();
     }
 
+    /// Whether a reload can be paid for that gives back what nobody has set one aside for.
+    pub fn may_give_back(&self, now: Instant) -> bool {
+        self.in_last_hour(now) + self.owed < self.per_hour
+    }
+
+    /// Such a reload.
+    pub fn give_back(&mut self, now: Instant) {
+        self.spend(now);
+    }
+
     /// What was set aside for a clear is not needed: somebody else has taken our lines out.
     pub fn release(&mut self) {
         self.owed = self.owed.saturating_sub(1);
@@ -117,6 +127,22 @@ mod tests {
         budget.may_trip(start).unwrap();
         budget.trip(start);
         budget.may_trip(start).unwrap_err();
+    }
+
+    /// Lines that somebody put back are given back out of what is left beside the clears.
+    #[test]
+    fn what_nobody_set_aside_is_paid_for_too() {
+        let start = crate::clock::now().mono;
+        let mut budget = Budget::new(Duration::ZERO, 4);
+        budget.trip(start);
+        for _ in 0..2 {
+            assert!(budget.may_give_back(start));
+            budget.give_back(start);
+        }
+        assert!(!budget.may_give_back(start), "the last one is the clear's");
+        budget.clear(start);
+        assert!(!budget.may_give_back(start + Duration::from_secs(3599)));
+        assert!(budget.may_give_back(start + HOUR));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 pub use self::budget::Budget;
-use crate::detector::{Verdict, VerdictKind};
+use crate::detector::{STALE_AFTER, Verdict, VerdictKind};
 
 /// Trips further back than this do not count as relapses.
 const RELAPSE_WITHIN: Duration = Duration::from_secs(3600);
@@ -24,8 +24,10 @@ const MAX_DOUBLINGS: u32 = 3;
 /// After this long without a verdict the edit is taken back: what the admin wrote is the safe state.
 const BLIND_LETS_GO: Duration = Duration::from_secs(300);
 
-/// After an action that failed, this long until the next try.
+/// After an action that failed, this long until the next try, and twice as long after each further failure, up to
+/// 16 minutes: a file that stays as it is needs no entry in the history every 30 s.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
+const MAX_RETRY_DOUBLINGS: u32 = 5;
 
 /// The state of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -120,7 +122,12 @@ pub struct Controller {
     hogged_since: Option<Instant>,
     calm_since: Option<Instant>,
     blind_since: Option<Instant>,
+    stepped_at: Option<Instant>,
     retry_at: Option<Instant>,
+    /// Actions that failed one after the other.
+    failures: u32,
+    /// Somebody took our lines out in the midst of an attack: until that is over, it is their decision.
+    yielded: bool,
     /// Trips within the last hour.
     trips: VecDeque<Instant>,
     /// The refusal that was told last, so that it is not told ten times a second.
@@ -135,7 +142,10 @@ impl Controller {
             hogged_since: None,
             calm_since: None,
             blind_since: None,
+            stepped_at: None,
             retry_at: None,
+            failures: 0,
+            yielded: false,
             trips: VecDeque::new(),
             told: None,
         }
@@ -148,12 +158,15 @@ impl Controller {
     /// Takes the next verdict in. A plan is a request: the state follows only through [`Controller::settle`].
     pub fn step(&mut self, now: Instant, verdict: &Verdict, gate: &Gate) -> Step {
         self.watch(now, verdict.kind);
+        if lasted(self.calm_since, now, self.clear_dwell()) {
+            self.yielded = false;
+        }
         let mut step = Step {
             plan: Plan::Nothing,
             transition: None,
             refusal: None,
         };
-        let waits = self.retry_at.is_some_and(|at| now < at);
+        let waits = self.waits(now);
         match self.state {
             State::Normal if lasted(self.hogged_since, now, self.trip_dwell(verdict)) && !waits => {
                 match self.refusal(gate) {
@@ -190,10 +203,10 @@ impl Controller {
     /// What became of a plan. A success moves the state, a failure waits a while before the next try.
     pub fn settle(&mut self, now: Instant, act: Act, done: bool, reasons: Vec<String>) -> Option<Transition> {
         if !done {
-            self.retry_at = Some(now + RETRY_AFTER);
+            self.failed(now);
             return None;
         }
-        self.retry_at = None;
+        self.try_again();
         self.hogged_since = None;
         self.calm_since = None;
         match act {
@@ -206,10 +219,36 @@ impl Controller {
         }
     }
 
-    /// The edit turned out not to be in force any more: rolled back, or undone by somebody else.
+    /// The edit did not take, and was rolled back.
     pub fn lost(&mut self, now: Instant, reason: String) -> Option<Transition> {
-        self.retry_at = Some(now + RETRY_AFTER);
+        self.failed(now);
         (self.state != State::Normal).then(|| self.go(State::Normal, vec![reason]))
+    }
+
+    /// Somebody else has decided against our edit. It is not put back while what it was for lasts: that would be a
+    /// fight over the file.
+    pub fn yielded(&mut self, reason: String) -> Option<Transition> {
+        self.yielded = true;
+        self.hogged_since = None;
+        self.calm_since = None;
+        (self.state != State::Normal).then(|| self.go(State::Normal, vec![reason]))
+    }
+
+    /// What made an action fail may be over: the next one need not wait.
+    pub fn try_again(&mut self) {
+        self.retry_at = None;
+        self.failures = 0;
+    }
+
+    /// An action failed; the next try waits.
+    pub fn failed(&mut self, now: Instant) {
+        self.retry_at = Some(now + RETRY_AFTER * 2u32.pow(self.failures.min(MAX_RETRY_DOUBLINGS)));
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    /// Whether the next try has to wait.
+    pub fn waits(&self, now: Instant) -> bool {
+        self.retry_at.is_some_and(|at| now < at)
     }
 
     /// How long hogged has to last: patient on a slow ramp, and never longer than a quarter of the time that is left
@@ -227,6 +266,15 @@ impl Controller {
     }
 
     fn watch(&mut self, now: Instant, kind: VerdictKind) {
+        // Nobody looked for so long (the daemon was stopped, or starved): what held before it need not have lasted.
+        if self
+            .stepped_at
+            .is_some_and(|at| now.saturating_duration_since(at) > STALE_AFTER)
+        {
+            self.hogged_since = None;
+            self.calm_since = None;
+        }
+        self.stepped_at = Some(now);
         let keep = |since: Option<Instant>, holds: bool| holds.then(|| since.unwrap_or(now));
         self.hogged_since = keep(self.hogged_since, kind == VerdictKind::Hogged);
         self.calm_since = keep(self.calm_since, kind == VerdictKind::Calm);
@@ -248,6 +296,16 @@ impl Controller {
             return Some(Refusal {
                 key: why.clone(),
                 sentence: why.clone(),
+            });
+        }
+        if self.yielded {
+            let sentence = format!(
+                "somebody else has taken our lines out of master.cf, so stress mode stays off until it has been calm for {} s",
+                self.clear_dwell().as_secs()
+            );
+            return Some(Refusal {
+                key: "yielded".into(),
+                sentence,
             });
         }
         // The budget's sentence counts seconds down: only the first one is told.

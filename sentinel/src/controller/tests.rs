@@ -182,6 +182,91 @@ fn a_failed_act_is_not_tried_again_at_once() {
 }
 
 #[test]
+fn failures_wait_longer_each_time_until_something_has_changed() {
+    let mut controller = Controller::new(DWELL);
+    let start = crate::clock::now().mono;
+    let mut tries = Vec::new();
+    for tick in 0..2 * 1000u32 {
+        let now = start + TICK * tick;
+        if controller.step(now, &verdict(VerdictKind::Hogged), &open()).plan != Plan::Nothing {
+            tries.push((now - start).as_secs());
+            controller.settle(now, Act::Trip, false, Vec::new());
+        }
+    }
+    assert_eq!(tries, [1, 31, 91, 211, 451, 931]);
+    controller.try_again();
+    let now = start + TICK * 2000;
+    assert!(matches!(
+        controller.step(now, &verdict(VerdictKind::Hogged), &open()).plan,
+        Plan::Trip { .. }
+    ));
+}
+
+/// What somebody else has taken out is not put back, however long the attack lasts; the next attack is another matter.
+#[test]
+fn a_decision_of_others_stands_until_it_has_been_calm() {
+    let mut drive = Drive::free();
+    drive.hold(VerdictKind::Hogged, 3);
+    let change = drive.controller.yielded("theirs".into()).unwrap();
+    assert_eq!((change.from, change.to), (State::Stressed, State::Normal));
+    drive.hold(VerdictKind::Hogged, 7200);
+    drive.hold(VerdictKind::Calm, 29);
+    drive.hold(VerdictKind::Hogged, 600);
+    assert_eq!(drive.trips(), 1);
+    assert!(
+        drive
+            .refusals
+            .iter()
+            .all(|refusal| refusal.contains("taken our lines out")),
+        "{:?}",
+        drive.refusals
+    );
+    drive.hold(VerdictKind::Calm, 31);
+    drive.hold(VerdictKind::Hogged, 3);
+    assert_eq!(drive.trips(), 2);
+}
+
+/// A daemon that stood still knows nothing of the time in between: a verdict before it and one after it are not a dwell.
+#[test]
+fn a_stall_is_no_dwell() {
+    for stall in [4, 60, 3600] {
+        let mut drive = Drive::free();
+        drive.hold(VerdictKind::Hogged, 1);
+        drive.now += Duration::from_secs(stall);
+        drive.tick(VerdictKind::Hogged, open());
+        assert_eq!(drive.trips(), 0, "a stall of {stall} s");
+        drive.hold(VerdictKind::Hogged, 2);
+        assert_eq!(drive.trips(), 1);
+        drive.hold(VerdictKind::Calm, 20);
+        drive.now += Duration::from_secs(stall);
+        drive.tick(VerdictKind::Calm, open());
+        assert_eq!(drive.acts.len(), 1, "a stall of {stall} s");
+        drive.hold(VerdictKind::Calm, 31);
+        assert_eq!(drive.acts.len(), 2);
+    }
+}
+
+/// As long as the monotonic clock stands still nothing lasts, and nothing is done.
+#[test]
+fn a_clock_that_is_stuck_does_nothing() {
+    let mut controller = Controller::new(DWELL);
+    let now = crate::clock::now().mono;
+    for _ in 0..1000 {
+        assert_eq!(
+            controller.step(now, &verdict(VerdictKind::Hogged), &open()).plan,
+            Plan::Nothing
+        );
+    }
+    controller.settle(now, Act::Trip, true, Vec::new());
+    for _ in 0..1000 {
+        assert_eq!(
+            controller.step(now, &verdict(VerdictKind::Calm), &open()).plan,
+            Plan::Nothing
+        );
+    }
+}
+
+#[test]
 fn blindness_holds_on_for_a_while_and_then_lets_go() {
     let mut drive = Drive::free();
     drive.hold(VerdictKind::Hogged, 3);

@@ -7,13 +7,17 @@
 //! or PrivateTmp= a mount namespace of its own, so this daemon's and Postfix's differ on many machines.) Others are
 //! counted as ignored, with the reason.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use procfs::net::TcpState;
+use procfs::process::{FDTarget, Process};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -52,6 +56,24 @@ pub fn survey(filter: &[PathBuf]) -> io::Result<Survey> {
 pub fn alive(master: &Master) -> bool {
     stat(Path::new("/proc"), master.pid)
         .is_some_and(|s| s.starttime == master.start_time && !matches!(s.state, 'Z' | 'X' | 'x'))
+}
+
+/// The addresses of the listening TCP sockets of a process, in its own network namespace.
+pub fn listening(pid: i32) -> Result<Vec<SocketAddr>, procfs::ProcError> {
+    let process = Process::new(pid)?;
+    let mut owned = HashSet::new();
+    for descriptor in process.fd()?.flatten() {
+        if let FDTarget::Socket(inode) = descriptor.target {
+            owned.insert(inode);
+        }
+    }
+    // Without IPv6 the kernel has no such list.
+    let six = process.tcp6().unwrap_or_default();
+    let sockets = process.tcp()?.into_iter().chain(six);
+    Ok(sockets
+        .filter(|socket| socket.state == TcpState::Listen && owned.contains(&socket.inode))
+        .map(|socket| socket.local_address)
+        .collect())
 }
 
 fn survey_at(proc: &Path, filter: &[PathBuf]) -> io::Result<Survey> {

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 
 use super::ServiceId;
 use super::endpoint::same_service;
-use super::lines::{self, Line};
+use super::lines::{self, Line, Logical};
 use super::master_cf::{Entry, MasterCf};
 
 /// How every comment of ours begins.
@@ -77,6 +77,10 @@ pub fn insert(bytes: &[u8], id: &ServiceId, added_at: Timestamp) -> Result<Vec<u
     }
     let time = added_at.strftime("%Y-%m-%dT%H:%M:%SZ");
     let comment = format!("{BEFORE_SERVICE}{}{BEFORE_TIME}{time}{AFTER_TIME}", entry.id);
+    // A slash in the type, say, would have the comment name another service, and the lines could not be found again.
+    if service_of_comment(&comment).as_ref() != Some(&entry.id) {
+        return Err(EditError::WouldNotTake(id.clone()));
+    }
     let eol = line_ending(bytes, entry);
     let span = entry.last_line;
     let mut after = bytes[..span.end].to_vec();
@@ -126,15 +130,21 @@ pub fn admin_stress(bytes: &[u8], id: &ServiceId) -> Vec<Vec<u8>> {
 pub fn only_ours_differs(before: &[u8], after: &[u8]) -> bool {
     let before: Vec<&[u8]> = before.split(|&b| b == b'\n').collect();
     let after: Vec<&[u8]> = after.split(|&b| b == b'\n').collect();
+    // A file in CRLF whose last line had no ending at all: the CR belongs to the ending that it now has.
+    let gains_cr = |b: usize, a: usize| {
+        b + 1 == before.len()
+            && a + 3 == after.len()
+            && after[a].strip_suffix(b"\r") == Some(before[b])
+            && is_pair(after[a + 1], after[a + 2])
+    };
+    let same = |b: usize, a: usize| b < before.len() && (before[b] == after[a] || gains_cr(b, a));
     let (mut b, mut a, mut pairs) = (0, 0, 0);
     while a < after.len() {
-        let last_gains_cr = b + 1 == before.len() && after[a].strip_suffix(b"\r") == Some(before[b]);
-        if b < before.len() && before[b] == after[a] {
-            (b, a) = (b + 1, a + 1);
-        } else if a + 1 < after.len() && is_pair(after[a], after[a + 1]) {
+        let pair = a + 1 < after.len() && is_pair(after[a], after[a + 1]);
+        // A comment alone, however like ours, may have been there before: both lines of a pair must have been.
+        if pair && !(same(b, a) && same(b + 1, a + 1)) {
             (a, pairs) = (a + 2, pairs + 1);
-        } else if last_gains_cr && a + 3 == after.len() && is_pair(after[a + 1], after[a + 2]) {
-            // A file in CRLF whose last line had no ending at all: the CR belongs to the ending that it now has.
+        } else if same(b, a) {
             (b, a) = (b + 1, a + 1);
         } else {
             return false;
@@ -198,21 +208,30 @@ enum Trace {
     Changed,
 }
 
+/// A file taken apart in both ways, once for all the traces in it.
+struct Text {
+    lines: Vec<Line>,
+    entries: Vec<Logical>,
+}
+
 fn remove_where(bytes: &[u8], wanted: impl Fn(&ServiceId) -> bool) -> Removal {
-    let lines: Vec<Line> = lines::physical(bytes).collect();
+    let text = Text {
+        lines: lines::physical(bytes).collect(),
+        entries: lines::logical(bytes),
+    };
     let mut removal = Removal {
         bytes: Vec::with_capacity(bytes.len()),
         removed: vec![],
         foreign: vec![],
     };
     let mut cuts: Vec<Range<usize>> = Vec::new();
-    for (at, line) in lines.iter().enumerate() {
-        let Some(trace) = trace(bytes, &lines[at..]) else {
+    for (at, line) in text.lines.iter().enumerate() {
+        let Some(trace) = trace(bytes, &text, at) else {
             continue;
         };
         match trace {
             Trace::Pair(service) if wanted(&service) => {
-                cuts.push(pair_range(bytes, line, &lines[at + 1]));
+                cuts.push(pair_range(bytes, line, &text.lines[at + 1]));
                 removal.removed.push(service);
             }
             Trace::Rewritten(service, argument) if wanted(&service) => {
@@ -246,21 +265,17 @@ fn remove_where(bytes: &[u8], wanted: impl Fn(&ServiceId) -> bool) -> Removal {
     removal
 }
 
-fn trace(bytes: &[u8], from: &[Line]) -> Option<Trace> {
-    let text = |line: &Line| {
-        let content = &bytes[line.content.clone()];
-        content.strip_suffix(b"\r").unwrap_or(content)
-    };
-    let comment = text(&from[0]);
+fn trace(bytes: &[u8], text: &Text, at: usize) -> Option<Trace> {
+    let comment = content(bytes, &text.lines[at]);
     if !comment.starts_with(SIGNATURE.as_bytes()) {
         return None;
     }
     let Some(service) = std::str::from_utf8(comment).ok().and_then(service_of_comment) else {
         return Some(Trace::Changed);
     };
-    match from.get(1) {
-        Some(next) if text(next) == ARGUMENT.as_bytes() => Some(Trace::Pair(service)),
-        _ => Some(match rewritten(bytes, &from[1..], &service) {
+    match text.lines.get(at + 1) {
+        Some(next) if content(bytes, next) == ARGUMENT.as_bytes() => Some(Trace::Pair(service)),
+        _ => Some(match rewritten(bytes, text, at, &service) {
             Some(argument) => Trace::Rewritten(service, argument),
             None => Trace::Orphan(service),
         }),
@@ -269,10 +284,17 @@ fn trace(bytes: &[u8], from: &[Line]) -> Option<Trace> {
 
 /// Our argument line in the entry of `service`, where that is the first content after our comment. More than one
 /// such line, or one with a comment of its own, proves nothing.
-fn rewritten(bytes: &[u8], after_comment: &[Line], service: &ServiceId) -> Option<Range<usize>> {
-    let end = after_comment.last()?.end;
-    let start = after_comment.first()?.content.start;
-    let entry = lines::logical(&bytes[start..end]).into_iter().next()?;
+fn rewritten(bytes: &[u8], text: &Text, comment: usize, service: &ServiceId) -> Option<Range<usize>> {
+    let after = text.lines[comment].end;
+    let next = text
+        .entries
+        .partition_point(|entry| entry.first().content.start < after);
+    let inside = next.checked_sub(1).map(|previous| text.entries[previous].last());
+    if inside.is_some_and(|last| last.content.start >= after) {
+        // The first content after it continues an entry that began above it.
+        return None;
+    }
+    let entry = text.entries.get(next)?;
     let mut words = entry
         .text
         .split(|&byte| lines::is_blank(byte))
@@ -285,22 +307,21 @@ fn rewritten(bytes: &[u8], after_comment: &[Line], service: &ServiceId) -> Optio
     if entry.ignored || !same_service(&id, service) {
         return None;
     }
-    let text = |content: &Range<usize>| {
-        let line = &bytes[start + content.start..start + content.end];
-        line.strip_suffix(b"\r").unwrap_or(line)
-    };
-    let ours = |line: &&Line| text(&line.content) == ARGUMENT.as_bytes();
+    let ours = |line: &&Line| content(bytes, line) == ARGUMENT.as_bytes();
     let mut arguments = entry.lines.iter().filter(ours);
     let (argument, None) = (arguments.next()?, arguments.next()) else {
         return None;
     };
-    let before = after_comment
-        .iter()
-        .take_while(|line| line.content.start < start + argument.content.start);
-    let own_comment = before.last().is_some_and(|line| {
-        text(&(line.content.start - start..line.content.end - start)).starts_with(SIGNATURE.as_bytes())
-    });
-    (!own_comment).then(|| start + argument.content.start..start + argument.end)
+    // Lines are numbered from 1.
+    let above = &text.lines[argument.number - 2];
+    let own_comment = above.number > comment + 1 && content(bytes, above).starts_with(SIGNATURE.as_bytes());
+    (!own_comment).then_some(argument.content.start..argument.end)
+}
+
+/// A line without its ending, be it LF or CRLF.
+fn content<'b>(bytes: &'b [u8], line: &Line) -> &'b [u8] {
+    let content = &bytes[line.content.clone()];
+    content.strip_suffix(b"\r").unwrap_or(content)
 }
 
 /// The service that a comment of ours names; `None` unless the comment is as we write it.

@@ -1,6 +1,7 @@
 //! What [`super`] promises, on written, generated and hostile files, and with the real postconf(1) as the judge.
 
 use std::process::Command;
+use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -100,6 +101,17 @@ fn refusals() {
         let text = format!("smtp inet n - y - - smtpd {args}\n");
         assert_eq!(refusal(&text), EditError::WouldNotTake(smtp.clone()), "{args:?}");
     }
+}
+
+/// Found by the fuzz target: the comment would name `smtp/` of the type `net`.
+#[test]
+fn a_service_that_the_comment_cannot_name_is_refused() {
+    let service = ServiceId {
+        name: "smtp".into(),
+        kind: "/net".into(),
+    };
+    let refusal = insert(b"smtp /net n - y - - smtpd\n", &service, time());
+    assert_eq!(refusal, Err(EditError::WouldNotTake(service)));
 }
 
 #[test]
@@ -237,6 +249,30 @@ fn the_guard_sees_everything_else() {
     }
 }
 
+/// A comment that lost its argument line, and was written in the same second as ours is now: it is not the one that we add.
+#[test]
+fn the_guard_tells_a_stray_comment_from_ours() {
+    let comment = PAIR.split_inclusive('\n').next().unwrap();
+    for tail in [
+        comment.to_owned(),
+        comment.repeat(3),
+        format!("{comment}relay unix - - y - - smtp\n"),
+    ] {
+        let before = format!("smtp inet n - y - - smtpd\n{tail}");
+        let after = inserted(&before, "smtp/inet");
+        assert!(only_ours_differs(before.as_bytes(), after.as_bytes()), "{after}");
+        let spoilt = after.replacen(comment, "", 2);
+        assert!(
+            !only_ours_differs(before.as_bytes(), spoilt.as_bytes()),
+            "{spoilt}"
+        );
+    }
+    let twice = format!("smtp inet n - y - - smtpd\n{PAIR}{PAIR}");
+    let once = format!("smtp inet n - y - - smtpd\n{PAIR}");
+    assert!(only_ours_differs(once.as_bytes(), twice.as_bytes()));
+    assert!(!only_ours_differs(twice.as_bytes(), once.as_bytes()));
+}
+
 /// Lines as people and programs write them, good and bad, with the ending of each.
 fn any_line() -> impl Strategy<Value = String> {
     let entry = (
@@ -328,6 +364,51 @@ fn soup() -> impl Strategy<Value = Vec<u8>> {
     (junk(), junk(), junk()).prop_map(|(head, middle, tail)| {
         [&head[..], b"\nsmtp inet n - y - - smtpd", &middle, b"\n", &tail].concat()
     })
+}
+
+/// The largest file that the actuator reads, in shapes that a quadratic step would take hours for: only entries, all of
+/// them duplicates, only comments of ours, only pairs of ours, one line.
+#[test]
+fn a_file_of_a_mebibyte_takes_no_longer_for_being_odd() {
+    let cpu = || {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Duration::new(
+            time.tv_sec.cast_unsigned(),
+            time.tv_nsec.cast_unsigned().try_into().unwrap(),
+        )
+    };
+    let (comment, _) = PAIR.split_once('\n').unwrap();
+    let fill = |mut line: Box<dyn FnMut(usize) -> String>| {
+        let mut text = "smtp inet n - y - - smtpd\n".to_owned();
+        for n in 0.. {
+            if text.len() >= 1 << 20 {
+                return text;
+            }
+            text.push_str(&line(n));
+        }
+        text
+    };
+    let comment = format!("{comment}\n");
+    let files = [
+        fill(Box::new(|n| format!("s{n} unix - - - - - a\n"))),
+        fill(Box::new(|_| "25 inet n - - - - a\n".to_owned())),
+        fill(Box::new(move |_| comment.clone())),
+        fill(Box::new(|_| PAIR.to_owned())),
+        fill(Box::new(|_| "  { a } -o b=c".to_owned())),
+        fill(Box::new(|_| "{".to_owned())),
+    ];
+    for text in files {
+        let before = cpu();
+        let bytes = text.as_bytes();
+        let _ = super::super::master_cf::validate(bytes);
+        assert!(MasterCf::parse(bytes).in_force().count() > 0);
+        remove(bytes);
+        if let Ok(after) = insert(bytes, &id("smtp/inet"), time()) {
+            assert!(only_ours_differs(bytes, &after));
+        }
+        let took = cpu() - before;
+        assert!(took < Duration::from_secs(120), "{took:?}: {:?}", &text[..100]);
+    }
 }
 
 fn holds(before: &[u8]) -> Result<(), TestCaseError> {

@@ -93,6 +93,18 @@ impl Settings {
         )
     }
 
+    /// [`Settings::of`] a Postfix that runs, whatever has become of its files since its start: where postconf dies of
+    /// them, what stands literally in main.cf has to do.
+    pub fn of_running(config_dir: &Path, daemon_dir: &Path) -> Result<Self, SettingsError> {
+        Self::of(config_dir, daemon_dir).or_else(|error| {
+            let SettingsError::Postconf(PostconfError::Failed { .. }) = &error else {
+                return Err(error);
+            };
+            let bytes = std::fs::read(config_dir.join("main.cf")).unwrap_or_default();
+            Self::from_values(&literal_values(&bytes), Source::Literal, config_dir).map_err(|_| error)
+        })
+    }
+
     fn from_values(
         values: &BTreeMap<String, String>,
         source: Source,
@@ -306,6 +318,11 @@ mod tests {
                     Err(SettingsError::Postconf(PostconfError::Failed { .. }))
                 ),
                 "{refused:?}"
+            );
+            let running = Settings::of_running(dir.path(), Path::new("/usr/lib/postfix/sbin")).unwrap();
+            assert_eq!(
+                (running.source, running.default_process_limit),
+                (Source::Literal, 100)
             );
         }
     }

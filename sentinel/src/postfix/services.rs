@@ -99,6 +99,20 @@ pub fn watched(master_cf: &MasterCf<'_>, settings: &Settings, names: &[String]) 
         .collect()
 }
 
+/// The first entry that a reload would have master open a socket for: none of `sockets`, on which it listens, is the
+/// entry's. Master dies when the kernel does not give it that socket (Postfix src/util/inet_listen.c, msg_fatal).
+pub fn unbound(master_cf: &MasterCf<'_>, settings: &Settings, sockets: &[SocketAddr]) -> Option<ServiceId> {
+    let mut enabled = master_cf
+        .in_force()
+        .filter(|entry| !settings.disables(&entry.id.name, &entry.id.kind));
+    let new = enabled.find(|entry| {
+        let places = listens(&entry.id, settings);
+        let open = |place: &Listen| sockets.iter().any(|&socket| place.matches(socket));
+        !places.is_empty() && !places.iter().any(open)
+    });
+    new.map(|entry| entry.id.clone())
+}
+
 /// Where postscreen listens: the clients of the pass services come in there.
 pub fn screened(master_cf: &MasterCf<'_>, settings: &Settings) -> Vec<Listen> {
     let screens = master_cf
@@ -331,6 +345,29 @@ mod tests {
             &["2525/inet".to_owned()],
         );
         assert!(by_port.actionable.unwrap_err().contains("loopback"));
+    }
+
+    #[test]
+    fn a_socket_that_a_reload_would_open_is_seen() {
+        let sockets: Vec<SocketAddr> = ["0.0.0.0:25", "[::]:25", "127.0.0.1:587"]
+            .iter()
+            .map(|socket| socket.parse().unwrap())
+            .collect();
+        let new = |text: &str, settings: &Settings| {
+            unbound(&MasterCf::parse(text.as_bytes()), settings, &sockets).map(|id| id.name)
+        };
+        let ok =
+            "smtp inet n - n - - smtpd\n127.0.0.1:587 inet n - n - - smtpd\nsmtpd pass - - n - - smtpd\n";
+        assert_eq!(new(ok, &settings()), None);
+        for name in ["2525", "587", "127.0.0.1:25", "[::1]:587"] {
+            let text = format!("{ok}{name} inet n - n - - discard\n");
+            assert_eq!(new(&text, &settings()).as_deref(), Some(name));
+            let off = Settings {
+                master_service_disable: vec![format!("{name}/inet")],
+                ..settings()
+            };
+            assert_eq!(new(&text, &off), None);
+        }
     }
 
     #[test]

@@ -6,14 +6,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::hands::{Done, Hands};
+use super::hands::{Danger, Done, Hands};
 use super::instance::Instance;
-use super::report;
 use super::service::Service;
+use super::{outside, report};
 use crate::actuator::Progress;
-use crate::clock::Now;
+use crate::clock::{self, Now};
 use crate::config::Config;
-use crate::controller::{Act, Gate, Plan, State, Transition};
+use crate::controller::{Act, Controller, Gate, Plan, State, Transition};
+use crate::detector::STALE_AFTER;
 use crate::postfix::discovery;
 use crate::probes::{ListenerReading, Probes};
 use crate::signals::ListenerId;
@@ -151,7 +152,12 @@ impl Engine {
             }
         }
         self.forget_stopped(now);
-        self.instances.iter_mut().for_each(Instance::try_replaceable);
+        for instance in &mut self.instances {
+            let claimed = self.hands.claim(&instance.master.config_dir);
+            instance.try_replaceable(claimed);
+            // A listener that was missing is opened by a reload, which leaves no trace in the files.
+            instance.changed |= matches!(instance.danger, Some(Danger::Unopened(_)));
+        }
     }
 
     fn forget_stopped(&mut self, now: Now) {
@@ -214,8 +220,8 @@ fn instance_actionable(instance: &Instance, permitted: &Result<(), String>) -> R
     if !instance.trouble.is_empty() {
         return Err(instance.trouble.clone());
     }
-    if let Some(broken) = &instance.broken {
-        return Err(broken.clone());
+    if let Some(danger) = &instance.danger {
+        return Err(danger.sentence().to_owned());
     }
     permitted.clone().and_then(|()| instance.replaceable.clone())
 }
@@ -227,76 +233,65 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         verify(instance, hands, false, now);
         return false;
     }
-    if instance.refresh(config, now.mono) {
-        notice_broken_files(instance, hands, now);
-        if hands.mode() == Mode::Enforce {
-            notice_outside_edits(instance, hands, now);
-        }
+    let reread = instance.refresh(config, now.mono);
+    if std::mem::take(&mut instance.changed) {
+        notice_danger(instance, hands, now);
+    }
+    if reread.is_some() {
         for index in 0..instance.services.len() {
             let service = &instance.services[index];
-            if instance.broken.is_none() && service.watched.actionable.is_ok() && !service.in_force() {
+            if instance.danger.is_none() && service.watched.actionable.is_ok() && !service.in_force() {
                 hands.rehearse(&instance.target(index), now);
             }
         }
     }
+    if hands.mode() == Mode::Enforce {
+        if let Some(reread) = reread {
+            outside::notice(instance, reread, hands, now);
+        }
+        outside::give_back_strays(instance, hands, now);
+    }
     let Some(found) = instance.look(config, now.mono) else {
         return false;
     };
+    let judged = clock::now();
     for (index, found) in found.into_iter().enumerate() {
-        let look = found.combine(&instance.services[index].watched, instance.master.netns, probed);
-        instance.services[index].see(look);
-        decide(instance, index, hands, now);
-        shed(instance, index, hands, config, now);
+        let service = &mut instance.services[index];
+        let look = found.combine(&service.watched, instance.master.netns, probed, judged.mono);
+        service.see(look);
+        decide(instance, index, hands, judged);
+        if judged.mono.saturating_duration_since(now.mono) <= STALE_AFTER {
+            shed(instance, index, hands, config, judged);
+        }
     }
-    verify(instance, hands, true, now);
+    verify(instance, hands, true, judged);
     true
 }
 
-/// Somebody has broken the configuration, or mended it: an alarm, and its end.
-fn notice_broken_files(instance: &mut Instance, hands: &mut Hands, now: Now) {
-    let broken = hands.deadly(&instance.master);
-    if broken == instance.broken {
+/// Somebody has made a reload dangerous, or has mended it: an alarm where the files are broken, and its end.
+fn notice_danger(instance: &mut Instance, hands: &mut Hands, now: Now) {
+    let danger = hands.danger(&instance.master);
+    if danger == instance.danger {
         return;
     }
-    hands.alarm(&instance.id, broken.as_deref(), now);
-    instance.broken = broken;
+    let was = std::mem::replace(&mut instance.danger, danger);
+    let broken = instance.danger.as_ref().and_then(Danger::broken);
+    if was.as_ref().and_then(Danger::broken) != broken {
+        hands.alarm(&instance.id, broken, now);
+    }
+    if let Some(Danger::Unopened(sentence)) = &instance.danger {
+        tracing::warn!(instance = %instance.id, "{sentence}");
+    }
+    if instance.danger.is_none() {
+        let controllers = instance
+            .services
+            .iter_mut()
+            .map(|service| &mut service.controller);
+        controllers.for_each(Controller::try_again);
+    }
     // A clear that came meanwhile took our lines out, and the master still runs with them.
-    let waiting = instance.broken.is_none() && !instance.services.iter().any(Service::in_force);
+    let waiting = instance.danger.is_none() && !instance.services.iter().any(Service::in_force);
     if waiting && hands.mode() == Mode::Enforce {
-        hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
-    }
-}
-
-/// Somebody took our lines out: their file, their decision. The state follows, and nothing is put back.
-fn notice_outside_edits(instance: &mut Instance, hands: &mut Hands, now: Now) {
-    let mut lost = false;
-    for service in instance
-        .services
-        .iter_mut()
-        .filter(|service| service.in_force() && !service.lines_in_file)
-    {
-        let what = if instance.broken.is_some() {
-            "our lines are no longer in master.cf, and stay out; the master is told when the file is whole again"
-        } else {
-            "our lines are no longer in master.cf: somebody else took them out, and they stay out"
-        };
-        hands.outside_edit(
-            &instance.id,
-            &service.watched.id,
-            what,
-            service.controller.state(),
-            now,
-        );
-        service.under_way = None;
-        if let Some(change) = service.controller.lost(now.mono, what.into()) {
-            instance.budget.release();
-            hands.transition(&instance.id, &service.watched.id, change, now);
-        }
-        lost = true;
-    }
-    // Nothing of ours is left in the file: the journal's account of it is closed, and the master told once if it may
-    // still run with what is no longer written anywhere.
-    if lost && !instance.services.iter().any(Service::in_force) {
         hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
     }
 }
@@ -306,8 +301,7 @@ fn decide(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
         .and_then(|()| instance.services[index].watched.actionable.clone());
     let budget = instance.budget.may_trip(now.mono);
     let service = &mut instance.services[index];
-    // One act at a time: the next one waits until the last is known to have taken.
-    let (Some(seen), None) = (&service.seen, &service.under_way) else {
+    let Some(seen) = &service.seen else {
         return;
     };
     let native_stress = service.watched.native && seen.sample.native_stress.value() == Some(&true);
@@ -333,6 +327,10 @@ fn decide(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
         Plan::Trip { reasons } => (Act::Trip, reasons),
         Plan::Clear { reasons } => (Act::Clear, reasons),
     };
+    // A plan is made anew at each look: none is lost by waiting until the master has outlived the last signal.
+    if !service.at_leisure(now.mono) {
+        return;
+    }
     carry_out(instance, index, act, reasons, hands, now);
 }
 
@@ -359,10 +357,20 @@ fn carry_out(
         }
     }
     if let Ok(Done::InFlight(in_flight)) = result {
-        service.under_way = Some(*in_flight);
+        service.lines_in_file = act == Act::Trip;
+        if let Some(last) = service.under_way.replace(*in_flight) {
+            hands.confirmed(
+                &last,
+                "the master lives; the next act came before a new smtpd was started",
+            );
+        }
     }
     if let Some(change) = service.controller.settle(now.mono, act, done, reasons) {
         hands.transition(&instance.id, &id, change, now);
+    }
+    // The file came first and is without our lines; only the master could not be told, since it must not be reloaded.
+    if act == Act::Clear && !done && instance.danger.is_some() && !hands.ours_in(&target) {
+        outside::out_and_waiting(instance, index, hands, now);
     }
 }
 
@@ -424,10 +432,9 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
 
 /// Takes everything of ours out of the files of this instance.
 fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
-    if !instance.services.iter().any(Service::in_force) {
-        return;
-    }
-    if hands.mode() == Mode::Enforce {
+    let ours = |service: &Service| service.in_force() || service.lines_in_file;
+    let any = instance.services.iter().any(ours) || hands.owes(&instance.master.config_dir);
+    if any && hands.mode() == Mode::Enforce {
         hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
     }
     for service in instance.services.iter_mut().filter(|service| service.in_force()) {

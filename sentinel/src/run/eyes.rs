@@ -266,12 +266,14 @@ impl Listening {
 }
 
 impl Found {
-    /// With what the probes counted, in the network namespace `netns`.
+    /// With what the probes counted, in the network namespace `netns`. It is judged at `judged`, after the look: a
+    /// daemon that was stopped or starved in its midst is to see that its readings are stale.
     pub(super) fn combine(
         self,
         service: &WatchedService,
         netns: u32,
         probed: &HashMap<ListenerId, ListenerReading>,
+        judged: Instant,
     ) -> Look {
         let listeners = self.listeners.into_iter().map(|socket| {
             let id = ListenerId {
@@ -285,7 +287,7 @@ impl Found {
             }
         });
         Look {
-            at: self.at,
+            at: judged,
             limit: Reading::exact(service.limit, self.at),
             smtpd: self.smtpd,
             slots: self.slots,

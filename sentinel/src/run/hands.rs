@@ -1,17 +1,20 @@
 //! The actuator behind the mode, and the pen: whatever is done, refused or changed is journaled, logged and counted
 //! here in one go, so that none of the three can know less than the others.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
 
 use super::shedding::Tally;
 use crate::actuator::{
-    ActError, Action, Actuator, DryRun, Found, HistoryEntry, InFlight, Kind, Outcome, RestoreReport, Target,
-    Told,
+    ActError, Action, Actuator, CheckError, ConfigDir, DryRun, Found, HistoryEntry, InFlight, Intent, Kind,
+    Outcome, RestoreReport, Target, Told,
 };
 use crate::clock::Now;
 use crate::controller::{State, Transition};
+use crate::postfix::edit;
+use crate::postfix::endpoint::same_service;
 use crate::postfix::{Master, ServiceId};
 use crate::shed::Offender;
 use crate::sock_diag::SockDiag;
@@ -33,6 +36,31 @@ pub(super) enum Done {
     InFlight(Box<InFlight>),
     /// Dry run: nothing was touched.
     Pretended,
+}
+
+/// Why a Postfix must not be reloaded, in a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Danger {
+    /// It would stop.
+    Broken(String),
+    /// It would open a new listener, and stop if it does not get it.
+    Unopened(String),
+}
+
+impl Danger {
+    pub(super) fn sentence(&self) -> &str {
+        match self {
+            Self::Broken(sentence) | Self::Unopened(sentence) => sentence,
+        }
+    }
+
+    /// What would stop it for sure.
+    pub(super) fn broken(&self) -> Option<&str> {
+        match self {
+            Self::Broken(sentence) => Some(sentence),
+            Self::Unopened(_) => None,
+        }
+    }
 }
 
 impl Hands {
@@ -120,6 +148,23 @@ impl Hands {
         if let Err(error) = self.actuator.rollback(act, why, now) {
             tracing::error!(%instance, %service, "{error}");
         }
+    }
+
+    /// Makes sure that no other sentinel is in charge of this master.cf; else why ours keeps its hands off.
+    pub(super) fn claim(&mut self, config_dir: &Path) -> Result<(), String> {
+        if self.mode != Mode::Enforce {
+            return Ok(());
+        }
+        self.actuator
+            .claim(config_dir)
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Whether the journal has something open about this master.cf.
+    pub(super) fn owes(&self, config_dir: &Path) -> bool {
+        let about = |intent: &Intent| intent.config_dir == config_dir;
+        self.actuator.open_intents().iter().any(about)
     }
 
     /// Gives back whatever of ours is in these files, and in those that the journal names.
@@ -232,12 +277,25 @@ impl Hands {
         });
     }
 
-    /// What would stop this Postfix if it read its configuration files as they are now; `None` if it would live.
-    pub(super) fn deadly(&self, master: &Master) -> Option<String> {
-        self.actuator
-            .reloadable(master)
-            .err()
-            .map(|error| error.to_string())
+    /// Why this Postfix must not be reloaded with its configuration files as they are now; `None` if it may.
+    pub(super) fn danger(&mut self, master: &Master) -> Option<Danger> {
+        let error = self.actuator.reloadable(master).err()?;
+        let sentence = error.to_string();
+        Some(match error {
+            CheckError::Unbound { .. } => Danger::Unopened(sentence),
+            _ => Danger::Broken(sentence),
+        })
+    }
+
+    /// Whether master.cf has our lines on this service; not when it cannot be read.
+    pub(super) fn ours_in(&self, target: &Target) -> bool {
+        ConfigDir::open(&target.master.config_dir)
+            .and_then(|dir| dir.read_followed())
+            .is_ok_and(|bytes| {
+                edit::ours(&bytes)
+                    .iter()
+                    .any(|id| same_service(id, &target.service))
+            })
     }
 
     /// The alarm over configuration files that would stop Postfix, and its end. It is nobody's act of ours, so it has no

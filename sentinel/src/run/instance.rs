@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use super::engine::{QUICK_TICK, TICK};
 use super::eyes::{Eyes, Found};
+use super::hands::Danger;
 use super::service::Service;
-use crate::actuator::{ConfigDir, Target};
+use crate::actuator::{ConfigDir, Digest, Target};
 use crate::config::Config;
-use crate::controller::Budget;
+use crate::controller::{Budget, Controller};
 use crate::postfix::endpoint::same_service;
 use crate::postfix::main_cf::Settings;
 use crate::postfix::master_cf::MasterCf;
@@ -47,16 +48,23 @@ pub(super) struct Instance {
     pub(super) services: Vec<Service>,
     /// Why nothing of it can be watched; empty when it can.
     pub(super) trouble: String,
-    /// What would stop this Postfix if it read its configuration files as they are now.
-    pub(super) broken: Option<String>,
+    /// Why it must not be reloaded with its configuration files as they are now.
+    pub(super) danger: Option<Danger>,
     /// Whether master.cf could be replaced, as of a few seconds ago; else why not.
     pub(super) replaceable: Result<(), String>,
+    /// A configuration file has changed, whether or not it could be read, and nobody has asked yet whether a master would
+    /// survive it.
+    pub(super) changed: bool,
     processes: Processes,
     eyes: Eyes,
     /// Where postscreen listens, if it does.
     screened: Vec<Listen>,
     stamp: Stamp,
+    /// A new stamp, of a file that may still be being written.
+    unsettled: Option<Stamp>,
     stamped_at: Option<Instant>,
+    /// master.cf without our lines, as it was read last.
+    plain: Option<Digest>,
     looked_at: Option<Instant>,
     /// Slots are running out: it is looked at closely.
     close: bool,
@@ -78,6 +86,23 @@ impl Stamp {
         };
         Self(vec![one("master.cf"), one("main.cf")])
     }
+
+    /// The very files of `before` with other bytes in one: somebody writes in place, and may be in the midst of it.
+    /// One that was renamed into its place is whole.
+    fn written_in_place(&self, before: &Self) -> bool {
+        let inode = |one: &Option<(u64, i64, i64, u64)>| one.map(|(inode, ..)| inode);
+        self != before && self.0.iter().map(inode).eq(before.0.iter().map(inode))
+    }
+}
+
+/// What reading master.cf again showed.
+#[derive(Debug)]
+pub(super) struct Reread {
+    pub(super) bytes: Vec<u8>,
+    /// Something other than our lines is not as it was.
+    pub(super) others_changed: bool,
+    /// Services with an edit of ours in force whose entry is no longer there.
+    pub(super) gone: Vec<Service>,
 }
 
 impl Instance {
@@ -89,13 +114,16 @@ impl Instance {
             budget: Budget::new(config.act.min_interval, config.act.max_reloads_per_hour),
             services: Vec::new(),
             trouble: String::new(),
-            broken: None,
+            danger: None,
             replaceable: Ok(()),
+            changed: false,
             processes: Processes::default(),
             eyes,
             screened: Vec::new(),
             stamp: Stamp::default(),
+            unsettled: None,
             stamped_at: None,
+            plain: None,
             looked_at: None,
             close: false,
             newest: (0, 0),
@@ -138,38 +166,51 @@ impl Instance {
         self.master.config_dir.join("master.cf")
     }
 
-    /// Looks whether master.cf could be replaced, so that status says so before it matters.
-    pub(super) fn try_replaceable(&mut self) {
-        self.replaceable = ConfigDir::open(&self.master.config_dir)
-            .and_then(|dir| dir.replaceable().and_then(|()| dir.read().map(drop)))
-            .map_err(|error| error.to_string());
+    /// Looks whether master.cf could be replaced, so that status says so before it matters. `claimed` is whether no
+    /// other sentinel is in charge of it.
+    pub(super) fn try_replaceable(&mut self, claimed: Result<(), String>) {
+        let could_not = self.replaceable.is_err();
+        self.replaceable = claimed.and_then(|()| {
+            ConfigDir::open(&self.master.config_dir)
+                .and_then(|dir| dir.replaceable().and_then(|()| dir.read().map(drop)))
+                .map_err(|error| error.to_string())
+        });
+        if could_not && self.replaceable.is_ok() {
+            let controllers = self.services.iter_mut().map(|service| &mut service.controller);
+            controllers.for_each(Controller::try_again);
+        }
     }
 
-    /// Reads master.cf and main.cf again if they have changed since. `true` when they have.
-    pub(super) fn refresh(&mut self, config: &Config, now: Instant) -> bool {
+    /// Reads master.cf and main.cf again if they have changed since, and can be read.
+    pub(super) fn refresh(&mut self, config: &Config, now: Instant) -> Option<Reread> {
         if self
             .stamped_at
             .is_some_and(|at| now.saturating_duration_since(at) < CONFIGURATION_EVERY)
         {
-            return false;
+            return None;
         }
         self.stamped_at = Some(now);
         let stamp = Stamp::of(&self.master.config_dir);
         if stamp == self.stamp {
-            return false;
+            return None;
         }
+        if stamp.written_in_place(&self.stamp) && self.unsettled.as_ref() != Some(&stamp) {
+            self.unsettled = Some(stamp);
+            return None;
+        }
+        self.unsettled = None;
         self.stamp = stamp;
-        self.read_configuration(config);
-        true
+        self.changed = true;
+        self.read_configuration(config)
     }
 
-    fn read_configuration(&mut self, config: &Config) {
+    fn read_configuration(&mut self, config: &Config) -> Option<Reread> {
         let path = self.master_cf();
         let read = ConfigDir::open(&self.master.config_dir)
             .and_then(|dir| dir.read_followed())
             .map_err(|error| error.to_string())
             .and_then(|bytes| {
-                let settings = Settings::of(&self.master.config_dir, &self.master.daemon_dir);
+                let settings = Settings::of_running(&self.master.config_dir, &self.master.daemon_dir);
                 settings
                     .map(|settings| (bytes, settings))
                     .map_err(|error| error.to_string())
@@ -178,10 +219,16 @@ impl Instance {
             Ok(read) => read,
             Err(reason) => {
                 self.trouble = reason;
-                return;
+                return None;
             }
         };
         self.trouble.clear();
+        let without_ours = edit::remove(&bytes);
+        let plain = Digest::of(&without_ours.bytes);
+        let others_changed = self
+            .plain
+            .replace(plain.clone())
+            .is_some_and(|before| before != plain);
         self.version = settings.version.clone();
         let mut known: HashMap<ServiceId, Service> = self
             .services
@@ -212,17 +259,18 @@ impl Instance {
                     .configure(postconf.as_ref(), &self.master.config_dir, entry);
             }
         }
-        let ours = edit::ours(&bytes);
+        let ours = without_ours.removed;
         for service in &mut self.services {
             service.lines_in_file = ours.iter().any(|id| same_service(id, &service.watched.id));
-        }
-        // An entry that somebody removed with our lines on it: what was decided of it went with it.
-        for lost in known.into_values().filter(Service::in_force) {
-            tracing::warn!(instance = %self.id, service = %lost.watched.id, "the entry is gone from master.cf, and our lines with it");
         }
         if self.services.is_empty() {
             self.trouble = format!("{} has no smtpd service that is to be watched", path.display());
         }
+        Some(Reread {
+            bytes,
+            others_changed,
+            gone: known.into_values().filter(Service::in_force).collect(),
+        })
     }
 
     /// Counts processes, and looks closely at the sockets where that says that it is worth it. `None`: nothing to

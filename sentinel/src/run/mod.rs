@@ -8,6 +8,7 @@ mod eyes;
 mod front;
 mod hands;
 mod instance;
+mod outside;
 mod report;
 mod service;
 mod shedding;

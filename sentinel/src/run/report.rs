@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::hands::Danger;
 use super::instance::Instance;
 use super::service::{Seen, Service};
 use crate::signals::service::ListenerLook;
@@ -17,7 +18,7 @@ pub(super) fn instance(instance: &Instance, actionable: &Result<(), String>) -> 
         postfix_version: instance.version.clone(),
         actionable: actionable.is_ok(),
         reason: actionable.as_ref().err().cloned().unwrap_or_default(),
-        config_valid: instance.broken.is_none(),
+        config_valid: instance.danger.as_ref().and_then(Danger::broken).is_none(),
         services: instance.services.iter().map(service).collect(),
     }
 }

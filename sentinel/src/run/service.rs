@@ -1,5 +1,7 @@
 //! One watched master.cf entry: its windows, its judge, its state machine, and the act of ours that is under way.
 
+use std::time::Instant;
+
 use super::shedding::Shedding;
 use crate::actuator::InFlight;
 use crate::config::Config;
@@ -22,6 +24,8 @@ pub(super) struct Service {
     pub(super) under_way: Option<InFlight>,
     /// Our lines were on the entry when master.cf was last read.
     pub(super) lines_in_file: bool,
+    /// When the history was told last that somebody else edits the file while our lines are in it.
+    pub(super) outside_told: Option<Instant>,
     pub(super) shedding: Shedding,
 }
 
@@ -49,6 +53,7 @@ impl Service {
             seen: None,
             under_way: None,
             lines_in_file: false,
+            outside_told: None,
             shedding: Shedding::new(config.detect.dwell),
         }
     }
@@ -56,6 +61,13 @@ impl Service {
     /// Our edit is on the entry.
     pub(super) fn in_force(&self) -> bool {
         self.controller.state() != State::Normal
+    }
+
+    /// Nothing is under way that the next act would have to wait for.
+    pub(super) fn at_leisure(&self, now: Instant) -> bool {
+        self.under_way
+            .as_ref()
+            .is_none_or(|act| act.verification.outlived(now))
     }
 
     /// maxproc, when there is a limit.

@@ -26,7 +26,7 @@ pub(crate) fn odd() -> Vec<(&'static str, Vec<u8>)> {
     files
 }
 
-const TEXTS: [(&str, &str); 18] = [
+const TEXTS: [(&str, &str); 20] = [
     ("nothing but one entry", "smtp inet n - y - - smtpd\n"),
     (
         "no newline at the end",
@@ -82,6 +82,15 @@ const TEXTS: [(&str, &str); 18] = [
         "smtp inet n - y - - smtpd\n127.0.0.1:10025 inet n - n - 10 smtpd\n[::1]:10025 inet n - n - 10 smtpd\n\
          [127.0.0.1]:10026 inet n - n - 10 smtpd\n::1:10027 inet n - n - - smtpd\n0.0.0.0:2525 inet n - n - - smtpd\n\
          localhost:10028 inet n - n - - smtpd\n:10029 inet n - n - - smtpd\n",
+    ),
+    (
+        "port 25 under many names",
+        "[::1]:25 inet n - y - - smtpd -v\n127.0.0.1:smtp inet n - y - 5 smtpd\n  -o { a = b }\n\
+         25 inet n - y - - smtpd\n127.0.0.1:25 inet n - y - - smtpd\nsmtp inet n - y - 7 smtpd\n",
+    ),
+    (
+        "postscreen's smtpd, pass before inet",
+        "smtp pass - - y - 9 smtpd -o { c = d }\r\nsmtp unix - - y - - smtp\r\nsmtp inet n - y - - smtpd",
     ),
     (
         "all types",

@@ -5,6 +5,7 @@
 
 mod agree;
 mod corpus;
+mod disabled;
 mod fate;
 mod random;
 

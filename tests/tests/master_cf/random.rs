@@ -1,47 +1,64 @@
-//! Random files, whole and broken, before a random master. `SENTINEL_SOAK_FILES` is how many; `cargo xtask soak` sets it.
+//! Random files, whole and broken, before a random master. `cargo xtask soak` goes on with them for as many seconds as it
+//! says in `SENTINEL_SOAK_SECONDS`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use fastrand::Rng;
+use sentinel_lab::clock;
 use sentinel_lab::judge::Fate;
+use smtp_sentinel::postfix::endpoint::Names;
 use smtp_sentinel::postfix::master_cf::validate_with;
 
 use crate::fate::is_the_kernels;
 use crate::{JUDGES, for_each, names};
 
-/// For the few seconds that it may take in every run of the tests.
+/// Files at a time, and in every run of the tests: a few seconds' worth.
 const FILES: u64 = 160;
 
 #[test]
 fn no_master_dies_of_a_random_file_that_we_let_pass() {
-    let files = std::env::var("SENTINEL_SOAK_FILES").map_or(FILES, |text| text.parse().unwrap());
-    let start = fastrand::u64(..);
-    println!("seeds from {start}");
-    let seeds: Vec<u64> = (0..files).map(|n| start.wrapping_add(n)).collect();
+    let seconds = std::env::var("SENTINEL_SOAK_SECONDS").map_or(0, |text| text.parse().unwrap());
+    let first = fastrand::u64(..);
+    println!("seeds from {first}");
     let names = names();
-    let passed = std::sync::atomic::AtomicU64::new(0);
-    for_each(&seeds, |&seed| {
-        let mut rng = Rng::with_seed(seed);
-        let bytes = file(&mut rng);
-        if validate_with(&bytes, &names).is_err() {
-            return;
+    let (start, mut files, passed) = (clock::now(), 0, AtomicU64::new(0));
+    loop {
+        let seeds: Vec<u64> = (files..files + FILES).map(|n| first.wrapping_add(n)).collect();
+        for_each(&seeds, |&seed| {
+            passed.fetch_add(u64::from(live_or_be_refused(seed, &names)), Ordering::Relaxed);
+        });
+        files += FILES;
+        if start.elapsed() >= Duration::from_secs(seconds) {
+            break;
         }
-        passed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let judge = &JUDGES[rng.usize(..JUDGES.len())];
-        match judge.fate(&bytes).unwrap() {
-            Fate::Dies(words) if !is_the_kernels(&words) => {
-                let text = String::from_utf8_lossy(&bytes);
-                panic!(
-                    "seed {seed}: {} dies of what we let pass: {words}\n{text:?}",
-                    judge.version()
-                )
-            }
-            Fate::Dies(_) | Fate::Lives => {}
-        }
-    });
+    }
     let passed = passed.into_inner();
+    println!("soak: {files} files, {passed} of them let pass and read by a master");
     assert!(
         passed * 4 > files && passed < files,
         "{passed} of {files}: the files teach nothing"
     );
+}
+
+/// Whether we let the file pass; panics if a master dies of it then.
+fn live_or_be_refused(seed: u64, names: &Names) -> bool {
+    let mut rng = Rng::with_seed(seed);
+    let bytes = file(&mut rng);
+    if validate_with(&bytes, names).is_err() {
+        return false;
+    }
+    let judge = &JUDGES[rng.usize(..JUDGES.len())];
+    match judge.fate(&bytes).unwrap() {
+        Fate::Dies(words) if !is_the_kernels(&words) => {
+            let text = String::from_utf8_lossy(&bytes);
+            panic!(
+                "seed {seed}: {} dies of what we let pass: {words}\n{text:?}",
+                judge.version()
+            )
+        }
+        Fate::Dies(_) | Fate::Lives => true,
+    }
 }
 
 /// One in so many choices is a bad one, so that most files are nearly good.

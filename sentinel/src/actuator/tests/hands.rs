@@ -34,6 +34,71 @@ fn others_work_stays() {
     );
 }
 
+/// The wall clock is for people to read: no decision hangs on it.
+#[test]
+fn the_wall_clock_jumps() {
+    for hours in [-48, 48] {
+        let bench = Bench::new();
+        let trip = clock::now();
+        bench.actuator().trip(&bench.target(), &why(), trip).unwrap();
+        let later = clock::Now {
+            wall: trip.wall + jiff::SignedDuration::from_hours(hours),
+            ..clock::now()
+        };
+        bench.actuator().clear(&bench.target(), &why(), later).unwrap();
+        bench.assert_original("cleared");
+        assert_eq!(bench.reloads().len(), 2);
+        let times: Vec<_> = bench.history().iter().map(|entry| entry.time).collect();
+        assert_eq!(
+            times,
+            [trip.wall, trip.wall, later.wall, later.wall],
+            "in the order in which it happened"
+        );
+    }
+}
+
+/// A reload would have the master open a socket that it may not get.
+#[test]
+fn a_listener_that_is_not_open_yet_forbids_a_reload() {
+    let bench = Bench::new();
+    let open = |ports: &[u16]| {
+        let sockets = ports.iter().map(|&port| ([0, 0, 0, 0], port).into());
+        bench.paper.told.lock().unwrap().listening = Some(sockets.collect());
+    };
+    open(&[25]);
+    let mut actuator = bench.actuator();
+    let refused = actuator.trip(&bench.target(), &why(), clock::now()).unwrap_err();
+    assert!(
+        refused.to_string().contains("the listener submission/inet"),
+        "{refused}"
+    );
+    assert_eq!(bench.bytes(), ORIGINAL.as_bytes());
+    assert!(bench.reloads().is_empty());
+    open(&[25, 587]);
+    actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
+    bench.reloads();
+
+    let theirs = b"2525      inet  n       -       y       -       -       smtpd\n";
+    std::fs::write(bench.file(), [bench.bytes().as_slice(), theirs].concat()).unwrap();
+    actuator.clear(&bench.target(), &why(), clock::now()).unwrap_err();
+    drop(actuator);
+    bench.restore();
+    assert_eq!(bench.bytes(), [ORIGINAL.as_bytes(), theirs].concat());
+    assert!(bench.reloads().is_empty());
+    open(&[25, 587, 2525]);
+    let mut actuator = bench.actuator();
+    actuator.restore(&[bench.dir().to_owned()], clock::now());
+    assert_eq!(bench.reloads().len(), 1, "what the master still ran with is over");
+
+    // Taken away, reloaded, and put back: the same bytes as before, and no socket.
+    let file = bench.bytes();
+    std::fs::write(bench.file(), ORIGINAL).unwrap();
+    actuator.reloadable(&bench.paper.master).unwrap();
+    open(&[25, 587]);
+    std::fs::write(bench.file(), file).unwrap();
+    actuator.reloadable(&bench.paper.master).unwrap_err();
+}
+
 #[test]
 fn the_journal_is_lost() {
     let bench = Bench::new();

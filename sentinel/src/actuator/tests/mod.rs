@@ -4,6 +4,7 @@ mod faults;
 mod hands;
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -36,6 +37,7 @@ struct Notes {
     reloads: Vec<Vec<u8>>,
     dead: bool,
     answer: Option<fn() -> ReloadError>,
+    listening: Option<Vec<SocketAddr>>,
 }
 
 /// One master that is not there, and notes what it would read.
@@ -53,6 +55,10 @@ impl Masters for Paper {
 
     fn alive(&mut self, master: &Master) -> bool {
         *master == self.master && !self.told.lock().unwrap().dead
+    }
+
+    fn listening(&mut self, _: &Master) -> Option<Vec<SocketAddr>> {
+        self.told.lock().unwrap().listening.clone()
     }
 
     fn reload(&mut self, _: &Master, _: ReloadMode) -> Result<(), ReloadError> {

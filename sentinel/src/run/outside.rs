@@ -1,0 +1,151 @@
+//! Other hands on master.cf: what they did is seen, said, and never undone. What goes is our own lines, and where
+//! somebody has decided against them they stay out for as long as the attack lasts: nobody fights over the file.
+
+use std::time::Duration;
+
+use super::hands::{Done, Hands};
+use super::instance::{Instance, Reread};
+use super::service::Service;
+use crate::clock::Now;
+use crate::controller::State;
+use crate::postfix::edit;
+
+/// A script that edits in a loop does not fill the history.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+const TAKEN_OUT: &str =
+    "our lines are no longer in master.cf: somebody else took them out, and they stay out";
+const TAKEN_OVER: &str = "somebody else has changed our lines in master.cf; the -o stress= that is there now is theirs, and we leave it";
+const OUT_AND_WAITING: &str =
+    "our lines are no longer in master.cf, and stay out; the master is told when it would survive a reload";
+const ENTRY_GONE: &str = "the entry is no longer in master.cf, and our lines went with it";
+const CHANGED: &str = "somebody else has changed master.cf; that stays, and in the end only our lines go";
+const CAME_BACK: &str = "our lines are in master.cf without an act of ours: somebody else put them back, or they could not be taken out; they go";
+
+/// Takes in what a new look at master.cf showed.
+pub(super) fn notice(instance: &mut Instance, reread: Reread, hands: &mut Hands, now: Now) {
+    let mut given_up = Vec::new();
+    let dangerous = instance.danger.is_some();
+    for mut service in reread.gone {
+        give_up(&instance.id, &mut service, ENTRY_GONE, hands, now);
+        given_up.push(None);
+    }
+    for (index, service) in instance.services.iter_mut().enumerate() {
+        if !service.in_force() {
+            continue;
+        }
+        let why = if service.lines_in_file {
+            match &service.watched.actionable {
+                Err(reason) => format!("{reason}: our lines go"),
+                Ok(()) => {
+                    if reread.others_changed {
+                        tell_changed(&instance.id, service, hands, now);
+                    }
+                    continue;
+                }
+            }
+        } else if dangerous {
+            OUT_AND_WAITING.to_owned()
+        } else if edit::admin_stress(&reread.bytes, &service.watched.id).is_empty() {
+            TAKEN_OUT.to_owned()
+        } else {
+            TAKEN_OVER.to_owned()
+        };
+        give_up(&instance.id, service, &why, hands, now);
+        given_up.push(Some(index));
+    }
+    if !given_up.is_empty() {
+        settle(instance, &given_up, hands, now);
+    }
+}
+
+fn tell_changed(instance: &str, service: &mut Service, hands: &mut Hands, now: Now) {
+    let told = service.outside_told;
+    if told.is_none_or(|at| now.mono.saturating_duration_since(at) >= TELL_EVERY) {
+        service.outside_told = Some(now.mono);
+        hands.outside_edit(
+            instance,
+            &service.watched.id,
+            CHANGED,
+            service.controller.state(),
+            now,
+        );
+    }
+}
+
+fn give_up(instance: &str, service: &mut Service, why: &str, hands: &mut Hands, now: Now) {
+    let id = service.watched.id.clone();
+    hands.outside_edit(instance, &id, why, service.controller.state(), now);
+    service.under_way = None;
+    if let Some(change) = service.controller.yielded(why.to_owned()) {
+        hands.transition(instance, &id, change, now);
+    }
+}
+
+/// Our lines are out of a file that must not be reloaded yet: the state follows the file, the master is told later.
+pub(super) fn out_and_waiting(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
+    let service = &mut instance.services[index];
+    service.lines_in_file = false;
+    if let Some(change) = service.controller.yielded(OUT_AND_WAITING.to_owned()) {
+        hands.transition(&instance.id, &service.watched.id, change, now);
+    }
+    instance.budget.release();
+}
+
+/// Closes the journal's account of these services, takes out what is left of ours, and tells the master once if it may
+/// still run with it. Of an entry that is gone (`None`) there is nothing to take out; while another one is still in
+/// force, its account is closed with that one's.
+fn settle(instance: &mut Instance, given_up: &[Option<usize>], hands: &mut Hands, now: Now) {
+    let mut told = 0;
+    if instance.services.iter().any(Service::in_force) {
+        for &index in given_up.iter().flatten() {
+            let target = instance.target(index);
+            if let Ok(Done::InFlight(in_flight)) = hands.clear(&target, &[TAKEN_OUT.to_owned()], now) {
+                instance.services[index].under_way = Some(*in_flight);
+                told += 1;
+            }
+        }
+    } else {
+        let report = hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
+        told = report.reloads();
+    }
+    for service in given_up.iter().flatten() {
+        let service = &mut instance.services[*service];
+        service.lines_in_file = false;
+    }
+    for number in 0..given_up.len() {
+        if number < told {
+            instance.budget.clear(now.mono);
+        } else {
+            instance.budget.release();
+        }
+    }
+}
+
+/// Takes out lines of ours that no act of this run stands for, when the budget has a reload for it.
+pub(super) fn give_back_strays(instance: &mut Instance, hands: &mut Hands, now: Now) {
+    // They may be another sentinel's.
+    if instance.replaceable.is_err() {
+        return;
+    }
+    for index in 0..instance.services.len() {
+        let service = &instance.services[index];
+        let stray = !service.in_force() && service.lines_in_file && service.at_leisure(now.mono);
+        if !stray || service.controller.waits(now.mono) || !instance.budget.may_give_back(now.mono) {
+            continue;
+        }
+        let target = instance.target(index);
+        hands.outside_edit(&target.instance, &target.service, CAME_BACK, State::Normal, now);
+        let result = hands.clear(&target, &[CAME_BACK.to_owned()], now);
+        let service = &mut instance.services[index];
+        match result {
+            Ok(Done::InFlight(in_flight)) => {
+                service.under_way = Some(*in_flight);
+                service.lines_in_file = false;
+                instance.budget.give_back(now.mono);
+            }
+            Ok(Done::Pretended) => {}
+            Err(_) => service.controller.failed(now.mono),
+        }
+    }
+}
