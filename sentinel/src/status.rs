@@ -96,6 +96,9 @@ pub struct KubernetesEvents {
 pub struct Instance {
     pub id: String,
     pub config_dir: String,
+    /// The pod that it is in, as the cluster has it; absent where the cluster is not asked, and in no pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
     pub master_pid: i32,
     pub postfix_version: Option<String>,
     pub actionable: bool,
@@ -104,6 +107,19 @@ pub struct Instance {
     /// Whether Postfix would live through reading its configuration files as they are now.
     pub config_valid: bool,
     pub services: Vec<Service>,
+}
+
+/// What the cluster says of the container that an instance is in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// These are null while the API does not name them.
+    pub namespace: Option<String>,
+    pub name: Option<String>,
+    pub container: Option<String>,
+    /// What may be done with it: `off`, `observe` or `enforce`. The daemon's own mode is the most that counts.
+    pub mode: String,
+    /// Where that mode is from.
+    pub reason: String,
 }
 
 /// One watched master.cf entry. A value that is not known is null, with its reason in `unavailable`.
@@ -279,6 +295,7 @@ pub(crate) mod tests {
         let instance = |id: &str, services| Instance {
             id: id.to_owned(),
             config_dir: id.to_owned(),
+            pod: None,
             master_pid: 4711,
             postfix_version: Some("3.7.11".to_owned()),
             actionable: true,
@@ -316,7 +333,16 @@ pub(crate) mod tests {
             instances: vec![
                 instance("/etc/postfix", vec![smtp.clone(), smtpd]),
                 // Where overflows cannot be counted by listener.
-                instance(&hostile, vec![by_namespace(smtp)]),
+                Instance {
+                    pod: Some(Pod {
+                        namespace: Some("post".to_owned()),
+                        name: Some("mail-0".to_owned()),
+                        container: None,
+                        mode: "observe".to_owned(),
+                        reason: "the pod's annotation smtp-sentinel.io/mode".to_owned(),
+                    }),
+                    ..instance(&hostile, vec![by_namespace(smtp)])
+                },
             ],
         }
     }

@@ -135,6 +135,21 @@ fn heading(out: &mut String, instance: &Instance) {
         let _ = write!(out, ", {}", printable(&instance.config_dir));
     }
     out.push('\n');
+    if let Some(pod) = &instance.pod {
+        let names = [&pod.namespace, &pod.name, &pod.container];
+        let names: Vec<_> = names.into_iter().flatten().map(|name| printable(name)).collect();
+        let name = if names.is_empty() {
+            "not named".to_owned()
+        } else {
+            names.join("/")
+        };
+        let _ = writeln!(
+            out,
+            "  pod {name}, mode {} by {}",
+            printable(&pod.mode),
+            printable(&pod.reason)
+        );
+    }
     if !instance.actionable {
         let _ = writeln!(out, "  watched, not touched: {}", printable(&instance.reason));
     }

@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::names::{ContainerId, Name, PodUid};
+use super::place::Place;
 use crate::config;
 use crate::config::PodMode;
 
@@ -102,11 +104,11 @@ impl Directory {
 
     /// The pod of a container. The uid in the cgroup of a static pod is not the one that the API knows its mirror by, so
     /// the container decides where the uid is not known.
-    fn find(&self, uid: &PodUid, container: &ContainerId) -> Option<&Arc<Pod>> {
-        self.pods.get(uid).or_else(|| {
+    fn find(&self, place: &Place) -> Option<&Arc<Pod>> {
+        self.pods.get(&place.uid).or_else(|| {
             self.pods
                 .values()
-                .find(|pod| pod.containers.contains_key(container))
+                .find(|pod| pod.containers.contains_key(&place.container))
         })
     }
 }
@@ -151,6 +153,17 @@ pub struct PodName {
     pub container: Option<Name>,
 }
 
+impl fmt::Display for PodName {
+    /// `namespace/pod/container`, or `namespace/pod`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.pod)?;
+        match &self.container {
+            Some(container) => write!(f, "/{container}"),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Snapshot {
     /// Before anything was heard.
     pub fn none(reason: impl Into<String>) -> Self {
@@ -170,13 +183,7 @@ impl Snapshot {
     }
 
     /// Names a container of a pod, and says what may be done with the Postfix in it.
-    pub fn ask(
-        &self,
-        uid: &PodUid,
-        container: &ContainerId,
-        policy: &config::Kubernetes,
-        now: Instant,
-    ) -> Answer {
+    pub fn ask(&self, place: &Place, policy: &config::Kubernetes, now: Instant) -> Answer {
         if let Err(reason) = self.trusted(policy, now) {
             return Answer {
                 named: None,
@@ -184,7 +191,7 @@ impl Snapshot {
                 why: format!("kubernetes.without_api, for the API is not there: {reason}"),
             };
         }
-        let Some(pod) = self.pods.find(uid, container) else {
+        let Some(pod) = self.pods.find(place) else {
             return Answer {
                 named: None,
                 // What is not known is not acted on, whatever holds for pods without the annotation.
@@ -205,10 +212,11 @@ impl Snapshot {
         };
         Answer {
             named: Some(PodName {
-                uid: uid.clone(),
+                // Of a static pod too: `kubectl describe` looks for the Events of its mirror by this one.
+                uid: place.uid.clone(),
                 namespace: pod.namespace.clone(),
                 pod: pod.name.clone(),
-                container: pod.containers.get(container).cloned(),
+                container: pod.containers.get(&place.container).cloned(),
             }),
             mode,
             why,

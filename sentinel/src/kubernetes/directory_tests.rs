@@ -14,6 +14,13 @@ fn container(n: usize) -> ContainerId {
     ContainerId::parse(&format!("{n:064x}")).unwrap()
 }
 
+fn place(pod: usize, of: usize) -> Place {
+    Place {
+        uid: uid(pod),
+        container: container(of),
+    }
+}
+
 fn pod(n: usize, wish: Wish) -> Pod {
     Pod {
         namespace: Name::label("post").unwrap(),
@@ -56,7 +63,7 @@ fn the_annotation_decides_and_else_the_default() {
             ..policy()
         };
         let known = snapshot(Contact::Live, [(uid(1), pod(1, Wish::of(annotation)))]);
-        let answer = known.ask(&uid(1), &container(1), &policy, now);
+        let answer = known.ask(&place(1, 1), &policy, now);
         assert_eq!(answer.mode, mode, "{annotation:?} {default_mode}");
     }
 }
@@ -70,7 +77,7 @@ fn a_pod_that_is_not_known_is_never_acted_on() {
             default_mode,
             ..policy()
         };
-        let answer = known.ask(&uid(1), &container(1), &policy, now);
+        let answer = known.ask(&place(1, 1), &policy, now);
         assert_eq!((answer.mode, answer.named), (mode, None));
     }
 }
@@ -79,14 +86,11 @@ fn a_pod_that_is_not_known_is_never_acted_on() {
 fn a_container_is_named_once_the_api_knows_it_and_finds_a_static_pod() {
     let now = clock::now().mono;
     let known = snapshot(Contact::Live, [(uid(1), pod(1, Wish::None))]);
-    let name = |uid: &PodUid, container: &ContainerId| known.ask(uid, container, &policy(), now).named;
-    assert_eq!(
-        name(&uid(1), &container(1)).unwrap().container,
-        Name::label("postfix")
-    );
-    assert_eq!(name(&uid(1), &container(2)).unwrap().container, None);
+    let name = |pod, container| known.ask(&place(pod, container), &policy(), now).named;
+    assert_eq!(name(1, 1).unwrap().container, Name::label("postfix"));
+    assert_eq!(name(1, 2).unwrap().container, None);
     // The cgroup of a static pod has a uid of the kubelet's, and so must the Event.
-    let of_static_pod = name(&uid(7), &container(1)).unwrap();
+    let of_static_pod = name(7, 1).unwrap();
     assert_eq!(
         (of_static_pod.uid, of_static_pod.pod.as_str()),
         (uid(7), "mail-1")
@@ -118,7 +122,7 @@ proptest! {
         let since = now - Duration::from_secs(age);
         let lost = Contact::Lost { since, reason: "gone".into() };
         let known = snapshot(lost, [(uid(1), pod(1, Wish::Mode(PodMode::Observe)))]);
-        let answer = known.ask(&uid(1), &container(1), &policy, now);
+        let answer = known.ask(&place(1, 1), &policy, now);
         if age <= keep {
             prop_assert_eq!(answer.mode, PodMode::Observe);
             prop_assert!(answer.named.is_some());
@@ -126,7 +130,7 @@ proptest! {
             prop_assert_eq!(answer.mode, without_api);
             prop_assert!(answer.named.is_none() && answer.why.contains("gone"));
         }
-        let never = Snapshot::none("nobody there").ask(&uid(1), &container(1), &policy, now);
+        let never = Snapshot::none("nobody there").ask(&place(1, 1), &policy, now);
         prop_assert_eq!(never.mode, without_api);
     }
 }

@@ -12,6 +12,7 @@
 pub mod directory;
 pub mod names;
 pub mod notice;
+pub mod place;
 
 #[cfg(feature = "kubernetes")]
 mod connection;
@@ -36,6 +37,7 @@ pub use connection::{Connection, ConnectionError};
 pub use directory::{Answer, PodName, Snapshot};
 pub use names::{ContainerId, PodUid};
 pub use notice::{Kind, Notice};
+pub use place::Place;
 
 use self::shared::Shared;
 use crate::clock::Now;
@@ -78,9 +80,22 @@ impl Kubernetes {
         Self::without(policy, reason)
     }
 
+    /// For tests of others: an API that has said this, and what it is told.
+    #[cfg(test)]
+    pub(crate) fn that_says(
+        policy: config::Kubernetes,
+        snapshot: Snapshot,
+    ) -> (Self, tokio::sync::mpsc::Receiver<Notice>) {
+        let (notices, waiting) = tokio::sync::mpsc::channel(8);
+        let mut kubernetes = Self::without(policy, "");
+        kubernetes.notices = Some(notices);
+        kubernetes.shared = Arc::new(Shared::new(snapshot));
+        (kubernetes, waiting)
+    }
+
     /// There is no API, and will not be.
     fn without(policy: config::Kubernetes, reason: &str) -> Self {
-        let shared = Shared::new("not asked yet");
+        let shared = Shared::new(Snapshot::none("not asked yet"));
         shared.lost(reason.to_owned(), None);
         Self {
             policy,
@@ -98,7 +113,7 @@ impl Kubernetes {
         timing: client::Timing,
         clock: fn() -> Now,
     ) -> Self {
-        let shared = Arc::new(Shared::new("the API server has not answered yet"));
+        let shared = Arc::new(Shared::new(Snapshot::none("the API server has not answered yet")));
         let (notices, waiting) = tokio::sync::mpsc::channel(WAITING_MAX);
         let room = client::Room {
             connection,
@@ -120,8 +135,8 @@ impl Kubernetes {
     }
 
     /// Names a container of a pod, and says what may be done with the Postfix in it. Never waits.
-    pub fn ask(&self, uid: &PodUid, container: &ContainerId, now: Instant) -> Answer {
-        self.shared.snapshot().ask(uid, container, &self.policy, now)
+    pub fn ask(&self, place: &Place, now: Instant) -> Answer {
+        self.shared.snapshot().ask(place, &self.policy, now)
     }
 
     /// Leaves word for the pod's owner. Never waits, and never fails: what cannot be told is counted.

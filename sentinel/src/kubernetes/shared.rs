@@ -19,10 +19,10 @@ struct Inner {
 }
 
 impl Shared {
-    pub(super) fn new(reason: &str) -> Self {
+    pub(super) fn new(snapshot: Snapshot) -> Self {
         Self {
             inner: Mutex::new(Inner {
-                snapshot: Arc::new(Snapshot::none(reason)),
+                snapshot: Arc::new(snapshot),
                 events: KubernetesEvents::default(),
             }),
         }

@@ -66,6 +66,7 @@ impl Collector for Families {
         probes(&mut encoder, &report)?;
         kubernetes(&mut encoder, report.kubernetes.as_ref())?;
         instances(&mut encoder, &report)?;
+        pods(&mut encoder, &report)?;
         let rows = Row::of(&report);
         services(&mut encoder, &rows)?;
         overflows(&mut encoder, &counters, &rows)?;
@@ -200,6 +201,26 @@ fn instances(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Result<(),
             &[("instance", &instance.id)],
             u32::from(instance.config_valid),
         )?;
+    }
+    Ok(())
+}
+
+/// Names for the instances in pods, to join with the others by their label.
+fn pods(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Result<(), Error> {
+    let help = "Always 1, for an instance in a pod; which one, and what may be done with it, is in the labels, empty while \
+                the API does not name it";
+    let mut family = gauge(encoder, "pod_info", help)?;
+    let mut seen = BTreeSet::new();
+    for instance in report.instances.iter().filter(|one| seen.insert(&one.id)) {
+        let Some(pod) = &instance.pod else { continue };
+        let labels = [
+            ("instance", instance.id.as_str()),
+            ("namespace", pod.namespace.as_deref().unwrap_or_default()),
+            ("pod", pod.name.as_deref().unwrap_or_default()),
+            ("container", pod.container.as_deref().unwrap_or_default()),
+            ("mode", pod.mode.as_str()),
+        ];
+        value(&mut family, &labels, 1_u32)?;
     }
     Ok(())
 }

@@ -12,10 +12,10 @@ use super::service::Service;
 use super::{outside, report};
 use crate::actuator::Progress;
 use crate::clock::{self, Now};
-use crate::config::Config;
+use crate::config::{Config, PodMode};
 use crate::controller::{Act, Controller, Gate, Plan, State, Transition};
 use crate::detector::STALE_AFTER;
-use crate::postfix::discovery;
+use crate::postfix::{Master, discovery};
 use crate::probes::{ListenerReading, Probes};
 use crate::signals::ListenerId;
 use crate::signals::overflows::listen_overflows;
@@ -34,6 +34,9 @@ const DISCOVER_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 /// Between two reports on the board when nothing new was seen.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
+/// Between two questions to what is known of the cluster.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
 /// A Postfix that is restarted is back within this; after it, what is ours in its files is given back.
 const RESTART_WITHIN: Duration = Duration::from_secs(10);
 
@@ -47,6 +50,7 @@ pub(super) struct Engine {
     instances: Vec<Instance>,
     discovered_at: Option<Instant>,
     reported_at: Option<Instant>,
+    asked_at: Option<Instant>,
     watched: BTreeSet<ListenerId>,
 }
 
@@ -69,6 +73,7 @@ impl Engine {
             instances: Vec::new(),
             discovered_at: None,
             reported_at: None,
+            asked_at: None,
             watched: BTreeSet::new(),
         }
     }
@@ -87,6 +92,7 @@ impl Engine {
 
     pub(super) fn tick(&mut self, now: Now) {
         self.discover(now);
+        self.follow_pods(now);
         let probed = self.probes.read(now.mono);
         let mut saw = false;
         for instance in &mut self.instances {
@@ -114,7 +120,7 @@ impl Engine {
         }
     }
 
-    fn running(&self) -> Vec<crate::postfix::Master> {
+    fn running(&self) -> Vec<Master> {
         discovery::masters(&self.config.discovery.config_dirs).unwrap_or_else(|error| {
             tracing::error!("cannot look for running masters: {error}");
             Vec::new()
@@ -135,7 +141,8 @@ impl Engine {
         }
         self.discovered_at = Some(now.mono);
         let room = self.config.discovery.max_instances;
-        for master in self.running() {
+        let running = self.running();
+        for master in self.wanted(running, now) {
             let count = self.instances.len();
             let id = master.config_dir.display().to_string();
             match self.instances.iter_mut().find(|instance| instance.id == id) {
@@ -158,6 +165,43 @@ impl Engine {
             // A listener that was missing is opened by a reload, which leaves no trace in the files.
             instance.changed |= matches!(instance.danger, Some(Danger::Unopened(_)));
         }
+    }
+
+    /// Asks the cluster anew what may be done with each, and lets go of what may not be held any longer.
+    fn follow_pods(&mut self, now: Now) {
+        let due = self
+            .asked_at
+            .is_none_or(|at| now.mono.saturating_duration_since(at) >= ASK_EVERY);
+        if !due {
+            return;
+        }
+        self.asked_at = Some(now.mono);
+        let hands = &mut self.hands;
+        self.instances
+            .retain_mut(|instance| match hands.ask(&instance.id, &instance.master, now) {
+                PodMode::Enforce => true,
+                PodMode::Observe => {
+                    stand_down(instance, hands, now);
+                    true
+                }
+                PodMode::Off => {
+                    let why = "the mode of its pod is off";
+                    tracing::info!(instance = %instance.id, "no longer watched: {why}");
+                    give_back(instance, hands, why, now);
+                    false
+                }
+            });
+    }
+
+    /// Those that the cluster wants watched.
+    fn wanted(&mut self, mut masters: Vec<Master>, now: Now) -> Vec<Master> {
+        let name = |master: &Master| master.config_dir.display().to_string();
+        let running: BTreeSet<_> = masters.iter().map(name).collect();
+        let instances = &self.instances;
+        let known = |id: &str| running.contains(id) || instances.iter().any(|one| one.id == id);
+        self.hands.forget_pods(|id| !known(id));
+        masters.retain(|master| self.hands.ask(&name(master), master, now) != PodMode::Off);
+        masters
     }
 
     fn forget_stopped(&mut self, now: Now) {
@@ -190,7 +234,6 @@ impl Engine {
     }
 
     fn report(&self, now: Now) {
-        let permitted = self.hands.permitted();
         for instance in &self.instances {
             // Either by listener or for the whole namespace, never both: their sum would count drops twice.
             let of_namespace = if self.probes.sees_overflows() {
@@ -203,27 +246,29 @@ impl Engine {
         let instances = self
             .instances
             .iter()
-            .map(|one| report::instance(one, &instance_actionable(one, &permitted)));
+            .map(|one| report::instance(one, &instance_actionable(one, &self.hands), self.hands.pods()));
         let report = Report {
             version: env!("CARGO_PKG_VERSION").into(),
             mode: self.hands.mode(),
             capabilities: self.capabilities.clone(),
             probes: self.probes.health().to_vec(),
-            kubernetes: None,
+            kubernetes: self.hands.pods().report(now.mono),
             instances: instances.collect(),
         };
         self.board.publish(report, now.mono);
     }
 }
 
-fn instance_actionable(instance: &Instance, permitted: &Result<(), String>) -> Result<(), String> {
+fn instance_actionable(instance: &Instance, hands: &Hands) -> Result<(), String> {
     if !instance.trouble.is_empty() {
         return Err(instance.trouble.clone());
     }
     if let Some(danger) = &instance.danger {
         return Err(danger.sentence().to_owned());
     }
-    permitted.clone().and_then(|()| instance.replaceable.clone())
+    hands
+        .permitted(&instance.id)
+        .and_then(|()| instance.replaceable.clone())
 }
 
 /// One tick of one instance. `true` when something new was seen.
@@ -245,7 +290,7 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
             }
         }
     }
-    if hands.mode() == Mode::Enforce {
+    if hands.enforces(&instance.id) {
         if let Some(reread) = reread {
             outside::notice(instance, reread, hands, now);
         }
@@ -297,7 +342,7 @@ fn notice_danger(instance: &mut Instance, hands: &mut Hands, now: Now) {
 }
 
 fn decide(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
-    let actionable = instance_actionable(instance, &hands.permitted())
+    let actionable = instance_actionable(instance, hands)
         .and_then(|()| instance.services[index].watched.actionable.clone());
     let budget = instance.budget.may_trip(now.mono);
     let service = &mut instance.services[index];
@@ -374,9 +419,22 @@ fn carry_out(
     }
 }
 
+/// The pod has lost the mode in which it may be acted on: what is in force goes, as at the end of an attack.
+fn stand_down(instance: &mut Instance, hands: &mut Hands, now: Now) {
+    let Err(why) = hands.permitted(&instance.id) else {
+        return;
+    };
+    for index in 0..instance.services.len() {
+        let service = &instance.services[index];
+        if service.in_force() && service.at_leisure(now.mono) && !service.controller.waits(now.mono) {
+            carry_out(instance, index, Act::Clear, vec![why.clone()], hands, now);
+        }
+    }
+}
+
 /// While the service is stressed: closes what breaks the limits of stress mode.
 fn shed(instance: &mut Instance, index: usize, hands: &mut Hands, config: &Config, now: Now) {
-    let permitted = config.act.shed && hands.mode() == Mode::Enforce;
+    let permitted = config.act.shed && hands.enforces(&instance.id);
     let id = instance.id.clone();
     let Some((service, sockets)) = instance.service_and_sockets(index) else {
         return;

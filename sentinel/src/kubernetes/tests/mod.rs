@@ -10,7 +10,7 @@ use self::api_server::{ApiServer, Cut, Expiry, NODE};
 use super::client::Timing;
 use super::names::Name;
 use super::notice::{Kind, Notice};
-use super::{Answer, Connection, ContainerId, Kubernetes, PodName, PodUid, directory};
+use super::{Answer, Connection, ContainerId, Kubernetes, Place, PodName, PodUid, directory};
 use crate::clock;
 use crate::config::{self, Config, PodMode};
 use crate::status::KubernetesState;
@@ -64,8 +64,11 @@ fn pod(n: u32, mode: Option<&str>) -> Value {
 }
 
 fn ask(kubernetes: &Kubernetes, n: u32) -> Answer {
-    let container = ContainerId::parse(&format!("{n:064x}")).unwrap();
-    kubernetes.ask(&PodUid::parse(&uid(n)).unwrap(), &container, clock::now().mono)
+    let place = Place {
+        uid: PodUid::parse(&uid(n)).unwrap(),
+        container: ContainerId::parse(&format!("{n:064x}")).unwrap(),
+    };
+    kubernetes.ask(&place, clock::now().mono)
 }
 
 /// `namespace/pod/container mode`, as far as known.
@@ -345,7 +348,8 @@ fn a_trip_and_a_clear_become_events_on_the_pod() {
     kubernetes.tell(notice(1, Kind::Trip, "94 of 100 slots are busy"));
     kubernetes.tell(notice(1, Kind::Clear, "12 of 100 slots are busy"));
     kubernetes.tell(notice(2, Kind::Refusal, &"é".repeat(3000)));
-    eventually("three have come", || server.events().len() == 3);
+    let counts = || kubernetes.report(clock::now().mono).events;
+    eventually("three have come", || counts().created == 3);
     let events = server.events();
     let of = |n: usize, field: &str| events[n][field].as_str().unwrap_or_default().to_owned();
     assert_eq!(
@@ -366,8 +370,7 @@ fn a_trip_and_a_clear_become_events_on_the_pod() {
         json!({"apiVersion": "v1", "kind": "Pod", "namespace": "post", "name": "mail-1", "uid": uid(1),
             "fieldPath": "spec.containers{postfix}"})
     );
-    let counts = kubernetes.report(clock::now().mono).events;
-    assert_eq!((counts.created, counts.suppressed, counts.failed), (3, 1, 0));
+    assert_eq!((counts().suppressed, counts().failed), (1, 0));
 }
 
 #[test]
@@ -397,7 +400,11 @@ fn an_event_is_tried_again_and_never_made_twice() {
 #[test]
 fn a_stalled_server_costs_the_tick_nothing_but_events() {
     let server = ApiServer::start();
-    let kubernetes = connect(&server);
+    let timing = Timing {
+        answer: 2 * DEADLINE,
+        ..timing()
+    };
+    let kubernetes = Kubernetes::connect(policy(), connection(&server), timing, clock::now);
     eventually("it is well", || state(&kubernetes) == KubernetesState::Ok);
     server.stall(true);
     for n in 0..200 {
@@ -407,7 +414,7 @@ fn a_stalled_server_costs_the_tick_nothing_but_events() {
     let dropped = kubernetes.report(clock::now().mono).events.dropped;
     assert!((200 - 66..=200 - 64).contains(&dropped), "{dropped}");
     // It ends after its last words, for which this server has no ear.
-    let (began, patience) = (clock::now().mono, timing().answer);
+    let (began, patience) = (clock::now().mono, timing.answer);
     drop(kubernetes);
     assert!(clock::now().mono - began < patience, "it waited for the server");
 }
@@ -415,11 +422,20 @@ fn a_stalled_server_costs_the_tick_nothing_but_events() {
 #[test]
 fn what_was_told_before_the_end_is_still_told() {
     let server = ApiServer::start();
-    let kubernetes = connect(&server);
+    let timing = Timing {
+        last_words: 2 * DEADLINE,
+        ..timing()
+    };
+    let kubernetes = Kubernetes::connect(policy(), connection(&server), timing, clock::now);
     eventually("it is well", || state(&kubernetes) == KubernetesState::Ok);
     kubernetes.tell(notice(1, Kind::Clear, "the daemon stops"));
+    let began = clock::now().mono;
     drop(kubernetes);
     assert_eq!(server.events().len(), 1);
+    assert!(
+        clock::now().mono - began < DEADLINE,
+        "it waited with nothing left to say"
+    );
 }
 
 #[test]
