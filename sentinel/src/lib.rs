@@ -13,6 +13,7 @@ pub mod config;
 pub mod control;
 pub mod controller;
 pub mod detector;
+pub mod headroom;
 pub mod kubernetes;
 pub mod metrics;
 pub mod notify;

@@ -137,6 +137,9 @@ pub struct Service {
     pub processes: Option<u32>,
     /// maxproc; null when unlimited (then `unavailable.limit` says so) or not known.
     pub limit: Option<u32>,
+    /// What the administrator has there, while headroom of ours is in force; else null.
+    #[serde(default)]
+    pub own_limit: Option<u32>,
     pub native_stress: Option<bool>,
     /// A person's order with an expiry; always null until there is one.
     #[serde(rename = "override")]
@@ -234,6 +237,7 @@ pub(crate) mod tests {
             busy: Some(93),
             processes: Some(95),
             limit: Some(100),
+            own_limit: None,
             native_stress: Some(false),
             order: None,
             accept_queue: Some(queue),
@@ -274,6 +278,7 @@ pub(crate) mod tests {
             busy: None,
             processes: Some(0),
             limit: None,
+            own_limit: None,
             native_stress: None,
             order: None,
             accept_queue: None,

@@ -20,6 +20,7 @@ mod lab;
 mod load;
 pub mod master_cf;
 pub mod metrics;
+pub mod monitoring;
 pub mod netns;
 pub mod packets;
 pub mod postfix;

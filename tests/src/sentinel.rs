@@ -178,12 +178,21 @@ impl Sentinel {
             .args(["check", "--config"])
             .arg(file.path())
             .output()?;
-        let words = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        let name = file.path().to_string_lossy();
+        let words = || {
+            let words = String::from_utf8_lossy(&output.stderr);
+            words.trim().replace(&*name, "the configuration")
+        };
         Ok((output.status.code() == Some(BAD_CONFIGURATION)).then(words))
     }
 
     pub fn program(&self) -> &Path {
         &self.program
+    }
+
+    /// Where the daemon serves /metrics, on the loopback of the namespace that it runs in.
+    pub fn http(&self) -> SocketAddr {
+        self.http
     }
 
     pub fn config(&self) -> PathBuf {

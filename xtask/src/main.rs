@@ -1,7 +1,9 @@
 //! `cargo xtask`: set-up, build, test, demo and benchmark. It orders other tools about and knows nothing of the daemon's insides.
 
 mod bench;
+mod dashboard;
 mod demo;
+mod dist;
 mod fuzz;
 mod kernels;
 mod lab;
@@ -30,7 +32,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Install what is missing, and only that: Postfix (not configured, not started), the BPF toolchain, iproute2, promtool
+    /// Install what is missing, and only that: Postfix (not configured, not started), the BPF toolchain, tools of the tests
     Setup {
         /// Only say what is missing; exit code 1 when something is
         #[arg(long)]
@@ -51,6 +53,8 @@ enum Task {
         #[arg(long)]
         no_kernels: bool,
     },
+    /// Set up, then make the Debian package and the RPM: target/dist
+    Dist,
     /// Boot Debian's kernels in qemu, play the probes' scenarios on each, and write down what runs where
     Kernels {
         /// Only these: 5.10, 6.1, 6.12, 7, oldest, newest; the table in the docs stays as it is then
@@ -67,6 +71,8 @@ enum Task {
     },
     /// Set up, then show the main job: calm, flood, trip, clear, on a real Postfix in network namespaces
     Demo,
+    /// Set up, then play an episode before a Prometheus and draw what the Grafana dashboard shows of it: docs/episode.svg
+    Dashboard,
     /// Set up, then measure legitimate mail under attack: Postfix's own means and the sentinel, side by side (`bench --help`)
     #[command(disable_help_flag = true)]
     Bench {
@@ -85,6 +91,8 @@ fn main() -> ExitCode {
         Task::Kernels { only } => kernels::run(&only),
         Task::Soak { parts, minutes } => soak::run(&parts, minutes),
         Task::Demo => demo::run(),
+        Task::Dist => dist::run(),
+        Task::Dashboard => dashboard::run(),
         Task::Bench { arguments } => bench::run(&arguments),
     };
     match done {

@@ -28,7 +28,10 @@ pub(crate) fn check() -> Result<ExitCode> {
     }
     report("bpf-linker", toolchain::bpf_linker().is_some());
     report("rustfmt and clippy", has_cargo_components());
-    report("promtool", promtool()?.is_some());
+    for program in PROMETHEUS {
+        report(program, unpacked(program)?.is_some());
+    }
+    report("Grafana's types", has_grafana_types()?);
     Ok(if complete {
         ExitCode::SUCCESS
     } else {
@@ -59,14 +62,18 @@ pub(crate) fn run() -> Result<ExitCode> {
     }
     install_linker()?;
     install_cargo_components()?;
-    install_promtool()?;
+    install_prometheus()?;
+    install_grafana_types()?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// promtool, which tests hold /metrics against; out of PATH, or unpacked by us.
-pub(crate) fn promtool() -> Result<Option<PathBuf>> {
-    let unpacked = tools()?.join("promtool");
-    Ok(shell::find("promtool").or_else(|| unpacked.is_file().then_some(unpacked)))
+/// The server, which scrapes a daemon in the lab, and the tool that asks it and that tests hold /metrics against.
+const PROMETHEUS: [&str; 2] = ["prometheus", "promtool"];
+
+/// One of those; out of PATH, or unpacked by us.
+fn unpacked(program: &str) -> Result<Option<PathBuf>> {
+    let unpacked = tools()?.join(program);
+    Ok(shell::find(program).or_else(|| unpacked.is_file().then_some(unpacked)))
 }
 
 /// Where tools go that are unpacked and not installed.
@@ -103,6 +110,16 @@ fn needs() -> Vec<Need> {
             what: "systemd-analyze",
             there: has(&["systemd-analyze"]),
             packages: &["systemd"],
+        },
+        Need {
+            what: "what packages are made and tested with",
+            there: has(&["dpkg-shlibdeps", "lintian", "man", "mmdebstrap", "rpm", "strip"]),
+            packages: &["binutils", "dpkg-dev", "lintian", "man-db", "mmdebstrap", "rpm"],
+        },
+        Need {
+            what: "node and npm",
+            there: has(&["node", "npm"]),
+            packages: &["nodejs", "npm"],
         },
         Need {
             what: "a Rust compiler for BPF",
@@ -172,14 +189,58 @@ fn install_cargo_components() -> Result<()> {
     )
 }
 
-/// Debian has promtool in the package of the Prometheus server, which starts at its install; so it is unpacked only.
-fn install_promtool() -> Result<()> {
-    if promtool()?.is_some() {
-        return Ok(());
-    }
+/// Debian's package starts the Prometheus server at its install; so it is unpacked only.
+fn install_prometheus() -> Result<()> {
     let tools = tools()?;
     std::fs::create_dir_all(&tools)?;
-    packages::unpack("prometheus", "usr/bin/promtool", &tools.join("promtool"))
+    for program in PROMETHEUS {
+        if unpacked(program)?.is_none() {
+            packages::unpack("prometheus", &format!("usr/bin/{program}"), &tools.join(program))?;
+        }
+    }
+    Ok(())
+}
+
+/// Where @grafana/schema and the TypeScript compiler are, by which a test checks the dashboard.
+pub(crate) fn grafana_types() -> Result<PathBuf> {
+    Ok(tools()?.join("grafana"))
+}
+
+/// Their versions are in deploy/grafana/check/package-lock.json; the copy beside them is written when they are complete.
+fn has_grafana_types() -> Result<bool> {
+    let wanted = std::fs::read(grafana_check().join(LOCK))?;
+    Ok(std::fs::read(grafana_types()?.join(COMPLETE)).is_ok_and(|there| there == wanted))
+}
+
+const LOCK: &str = "package-lock.json";
+const COMPLETE: &str = "complete.json";
+
+fn grafana_check() -> PathBuf {
+    shell::root().join("deploy/grafana/check")
+}
+
+fn install_grafana_types() -> Result<()> {
+    if has_grafana_types()? {
+        return Ok(());
+    }
+    let to = grafana_types()?;
+    std::fs::create_dir_all(&to)?;
+    for name in ["package.json", LOCK] {
+        std::fs::copy(grafana_check().join(name), to.join(name))?;
+    }
+    let mut npm = Command::new("npm");
+    // The two packages are read and run by the check alone; nothing that they would run at their install is.
+    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"])
+        .current_dir(&to);
+    println!(
+        "fetching Grafana's types to {}: {}",
+        to.display(),
+        shell::words(&npm)
+    );
+    shell::run(&mut npm)
+        .context("npm could not fetch @grafana/schema and typescript (its words are above)")?;
+    std::fs::copy(to.join(LOCK), to.join(COMPLETE))?;
+    Ok(())
 }
 
 /// PATH with the unpacked tools and Debian's sbin directories, for tests and demo.

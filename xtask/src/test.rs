@@ -116,7 +116,9 @@ pub(crate) fn tests(what: &[&str], arguments: &[&str], environment: &[(&str, Str
         .envs(environment.iter().map(|(name, value)| (name, value)))
         .arg("--")
         .args(arguments.iter().filter(|argument| !argument.is_empty()));
-    cargo.env("PATH", setup::path()?);
+    cargo
+        .env("PATH", setup::path()?)
+        .env("SENTINEL_GRAFANA_TYPES", setup::grafana_types()?);
     let sudo = shell::as_root("running the tests (BPF programs, network namespaces, a private Postfix)")?;
     if !sudo.is_empty() {
         println!("the test programs run as root: {} PROGRAM", sudo.join(" "));

@@ -7,9 +7,18 @@ use super::entry::{Act, Action, Digest, HistoryEntry, Intent, IntentId, Kind, Ou
 use super::file::{ConfigDir, Content, FileError, MASTER_CF};
 use super::replace::{CommitError, Draft};
 use super::signal::{self, ReloadError};
+use super::verify::Expected;
 use super::{ActError, Actuator, InFlight, Place, Target, Verification, backup};
 use crate::clock::{self, Now};
-use crate::postfix::{Master, edit};
+use crate::postfix::Master;
+use crate::postfix::edit::{self, Change};
+
+/// What was done, for history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Done {
+    Edit(Change),
+    Undo,
+}
 
 /// What a change left behind on its way, for the journal.
 #[derive(Default)]
@@ -22,12 +31,18 @@ pub(super) struct Trail {
 }
 
 impl Actuator {
-    /// Puts `-o stress=yes` on the service and tells the master. On an error master.cf is as it was, or without our
-    /// lines if somebody else changed it meanwhile; only [`ActError::Stuck`] is otherwise, and says so.
-    pub fn trip(&mut self, target: &Target, reasons: &[String], now: Now) -> Result<InFlight, ActError> {
+    /// Puts the change on the service and tells the master. On an error master.cf is as it was, or without our lines if
+    /// somebody else changed it meanwhile; only [`ActError::Stuck`] is otherwise, and says so.
+    pub fn trip(
+        &mut self,
+        target: &Target,
+        change: Change,
+        reasons: &[String],
+        now: Now,
+    ) -> Result<InFlight, ActError> {
         let mut trail = Trail::default();
-        let result = self.try_trip(target, now, &mut trail);
-        self.conclude(Act::Edit, target, reasons, now, trail, &result);
+        let result = self.try_trip(target, change, now, &mut trail);
+        self.conclude(Done::Edit(change), target, reasons, now, trail, &result);
         result
     }
 
@@ -36,11 +51,12 @@ impl Actuator {
     ///
     /// # Errors
     /// As the trip's own, for what can be told before the first write.
-    pub fn rehearse(&mut self, target: &Target, now: Now) -> Result<(), ActError> {
+    pub fn rehearse(&mut self, target: &Target, change: Change, now: Now) -> Result<(), ActError> {
         let dir = ConfigDir::open(&target.master.config_dir)?;
         let original = dir.read()?;
         let path = dir.file(MASTER_CF);
-        let candidate = edit::insert(&original.bytes, &target.service, now.wall)
+        let candidate = change
+            .apply(&original.bytes, &target.service, now.wall)
             .map_err(|source| ActError::Edit { path, source })?;
         self.checker(&target.master)
             .edited(dir.path(), &original.bytes, &candidate, &mut self.passed)?;
@@ -60,7 +76,13 @@ impl Actuator {
         self.bound(master, bytes)
     }
 
-    fn try_trip(&mut self, target: &Target, now: Now, trail: &mut Trail) -> Result<InFlight, ActError> {
+    fn try_trip(
+        &mut self,
+        target: &Target,
+        change: Change,
+        now: Now,
+        trail: &mut Trail,
+    ) -> Result<InFlight, ActError> {
         let dir = self.claim(&target.master.config_dir)?;
         self.steps
             .step("identify")
@@ -74,7 +96,7 @@ impl Actuator {
         dir.replaceable()?;
         let known = self.dead_copies(&dir);
         let draft = Draft::begin(&dir, &|bytes| known.contains(bytes), &mut self.steps)?;
-        let (original, candidate) = match self.prepare(&dir, target, now, trail) {
+        let (original, candidate) = match self.prepare(&dir, target, change, now, trail) {
             Ok(prepared) => prepared,
             Err(error) => {
                 draft.abandon();
@@ -85,7 +107,13 @@ impl Actuator {
         let renamed = !matches!(&committed, Err(CommitError { renamed: false, .. }));
         let told = committed
             .map_err(|failure| ActError::from(failure.error))
-            .and_then(|_| self.announce(Act::Edit, &dir, target, &Digest::of(&candidate)));
+            .and_then(|_| {
+                let expected = match change.stress {
+                    true => Expected::Stress,
+                    false => Expected::Room,
+                };
+                self.announce(expected, &dir, target, &Digest::of(&candidate))
+            });
         match told {
             Err(cause) if renamed => Err(self.put_back(&dir, target, cause, now, trail)),
             told => told,
@@ -97,6 +125,7 @@ impl Actuator {
         &mut self,
         dir: &ConfigDir,
         target: &Target,
+        change: Change,
         now: Now,
         trail: &mut Trail,
     ) -> Result<(Content, Vec<u8>), ActError> {
@@ -108,8 +137,9 @@ impl Actuator {
         self.steps
             .step("candidate")
             .map_err(FileError::io("edit", dir.file(MASTER_CF)))?;
-        let candidate =
-            edit::insert(&original.bytes, &target.service, now.wall).map_err(|source| ActError::Edit {
+        let candidate = change
+            .apply(&original.bytes, &target.service, now.wall)
+            .map_err(|source| ActError::Edit {
                 path: dir.file(MASTER_CF),
                 source,
             })?;
@@ -160,15 +190,15 @@ impl Actuator {
     /// Tells the master, and makes of that what is to be verified.
     pub(super) fn announce(
         &mut self,
-        act: Act,
+        expected: Expected,
         dir: &ConfigDir,
         target: &Target,
-        expected: &Digest,
+        digest: &Digest,
     ) -> Result<InFlight, ActError> {
-        let signalled_ticks = self.tell(dir, &target.master, expected)?;
+        let signalled_ticks = self.tell(dir, &target.master, digest)?;
         let service = target.service.clone();
         let verification = Verification {
-            act,
+            expected,
             service,
             signalled: clock::now().mono,
             signalled_ticks,
@@ -247,7 +277,7 @@ impl Actuator {
     /// Writes down how a trip or a clear ended.
     pub(super) fn conclude(
         &mut self,
-        act: Act,
+        done: Done,
         target: &Target,
         reasons: &[String],
         now: Now,
@@ -263,26 +293,43 @@ impl Actuator {
             "master_pid": target.master.pid,
             "duration_ms": duration_ms(now),
         });
-        let mut entry = history(
-            target,
-            now,
-            match act {
-                Act::Edit => Action::Edit,
-                Act::Undo => Action::Undo,
-            },
-        );
+        // A headroom that comes with stress mode is an action of its own in history, after the edit that brought both.
+        let (action, headroom) = match done {
+            Done::Edit(Change {
+                stress: true,
+                maxproc,
+            }) => (Action::Edit, maxproc),
+            Done::Edit(Change {
+                stress: false,
+                maxproc,
+            }) => {
+                detail["maxproc"] = json!(maxproc);
+                (Action::Headroom, None)
+            }
+            Done::Undo => (Action::Undo, None),
+        };
+        let mut entry = history(target, now, action);
         entry.reasons = reasons.to_vec();
         match result {
             Ok(_) => {
                 entry.outcome = Some(Outcome::Done);
                 entry.detail = detail;
                 // A trip stays open until it is undone; a clear is the end of its own intents and of the trip's.
-                let settles = if act == Act::Undo {
+                let settles = if done == Done::Undo {
                     trail.intents
                 } else {
                     Vec::new()
                 };
                 self.settle(entry, settles);
+                if let Some(maxproc) = headroom {
+                    let headroom = HistoryEntry {
+                        reasons: reasons.to_vec(),
+                        outcome: Some(Outcome::Done),
+                        detail: json!({ "maxproc": maxproc }),
+                        ..history(target, now, Action::Headroom)
+                    };
+                    self.write_down(headroom, Vec::new());
+                }
                 let reload = HistoryEntry {
                     reasons: reasons.to_vec(),
                     outcome: Some(Outcome::Done),

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::entry::Digest;
 use crate::postfix::endpoint::Names;
+use crate::postfix::headroom::{self, Mark};
 use crate::postfix::postconf::{Postconf, PostconfError};
 use crate::postfix::{ServiceId, edit, master_cf};
 
@@ -29,7 +30,7 @@ pub enum CheckError {
     #[error("postconf(1) does not accept {}: {source} (we do not reload meanwhile)", .path.display())]
     Unreadable { path: PathBuf, source: PostconfError },
     #[error(
-        "postconf(1) sees another change in {} than `-o stress=yes` on {service}; this is a fault of ours, please report it",
+        "postconf(1) sees another change in {} than ours on {service}; this is a fault of ours, please report it",
         .path.display()
     )]
     OtherChange { path: PathBuf, service: ServiceId },
@@ -51,12 +52,11 @@ impl Passed {
     /// Bounded: an instance has one or two of them, and whoever is forgotten is asked about again.
     const KEPT: usize = 64;
 
-    fn key(before: &[u8], main_cf: &[u8], added: &[ServiceId]) -> Digest {
-        let added: Vec<String> = added.iter().map(ToString::to_string).collect();
+    fn key(before: &[u8], main_cf: &[u8], added: &Added) -> Digest {
         let parts = [
             Digest::of(before).to_string(),
             Digest::of(main_cf).to_string(),
-            added.join(" "),
+            format!("{added:?}"),
         ];
         Digest::of(parts.join("\n").as_bytes())
     }
@@ -70,6 +70,36 @@ impl Passed {
         if self.0.len() > Self::KEPT {
             self.0.pop_front();
         }
+    }
+}
+
+/// What an edit adds.
+#[derive(Debug)]
+struct Added {
+    /// Services that get `-o stress=yes`.
+    stress: Vec<ServiceId>,
+    /// Those that get headroom.
+    headroom: Vec<Mark>,
+}
+
+impl Added {
+    fn between(before: &[u8], after: &[u8]) -> Self {
+        let (stress, headroom) = (edit::ours(before), headroom::raised(before));
+        let mut added = Self {
+            stress: edit::ours(after),
+            headroom: headroom::raised(after),
+        };
+        added.stress.retain(|service| !stress.contains(service));
+        added.headroom.retain(|mark| !headroom.contains(mark));
+        added
+    }
+
+    fn suspect(&self) -> ServiceId {
+        let raised = self.headroom.first().map(|mark| &mark.service);
+        self.stress.first().or(raised).cloned().unwrap_or(ServiceId {
+            name: "?".into(),
+            kind: "?".into(),
+        })
     }
 }
 
@@ -94,18 +124,14 @@ impl Checker {
             return Ok(());
         };
         let reader = Reader { postconf, config_dir };
-        let known = edit::ours(before);
-        let added: Vec<_> = edit::ours(after)
-            .into_iter()
-            .filter(|id| !known.contains(id))
-            .collect();
+        let added = Added::between(before, after);
         let main_cf = reader.main_cf().map_err(|source| CheckError::Io {
             path: path.clone(),
             source,
         })?;
         let key = Passed::key(before, &main_cf, &added);
         if !passed.knows(&key) {
-            differs_by_stress(&reader.entries(before)?, &reader.entries(after)?, &added)
+            differs_by(&reader.entries(before)?, &reader.entries(after)?, &added)
                 .map_err(|service| CheckError::OtherChange { path, service })?;
             passed.remember(key);
         }
@@ -134,8 +160,9 @@ impl Checker {
     }
 }
 
-/// Whether `removal` takes nothing out of `before` but lines of ours: two for each pair, and one for each comment of
-/// ours whose argument line somebody else has changed. Whether the rest is valid is no question here: it is not ours,
+/// Whether `removal` takes nothing out of `before` but lines of ours: two for each pair, one for each mark of headroom, and
+/// one for each comment of ours whose argument line somebody else has changed; and changes nothing but one number for each
+/// headroom that it takes back. Whether the rest is valid is no question here: it is not ours,
 /// and without our lines it is no worse.
 pub(super) fn undone(config_dir: &Path, before: &[u8], removal: &edit::Removal) -> Result<(), CheckError> {
     let lines = |bytes| {
@@ -149,11 +176,21 @@ pub(super) fn undone(config_dir: &Path, before: &[u8], removal: &edit::Removal) 
         .iter()
         .filter(|trace| trace.service.is_some())
         .count();
+    let put_back = removal.lowered.iter().filter(|one| one.put_back).count();
+    let mut numbers = 0;
     let mut left = new.iter().peekable();
     for line in &old {
-        left.next_if(|&wanted| wanted == line);
+        if left.next_if(|&wanted| wanted == line).is_none()
+            && numbers < put_back
+            && left
+                .next_if(|&wanted| headroom::only_a_number_differs(wanted, line))
+                .is_some()
+        {
+            numbers += 1;
+        }
     }
-    if left.peek().is_none() && old.len() == new.len() + 2 * removal.removed.len() + orphans {
+    let taken_out = 2 * removal.removed.len() + removal.lowered.len() + orphans;
+    if left.peek().is_none() && numbers == put_back && old.len() == new.len() + taken_out {
         Ok(())
     } else {
         Err(CheckError::MoreThanOurs(config_dir.join("master.cf")))
@@ -217,37 +254,72 @@ impl Reader<'_> {
     }
 }
 
-/// Whether two outputs of `postconf -M` differ by our argument on each of `services` and by nothing else; else the
-/// first service of which that is not true.
-fn differs_by_stress(without: &[u8], with: &[u8], services: &[ServiceId]) -> Result<(), ServiceId> {
+/// Whether two outputs of `postconf -M` differ by what was added to each service and by nothing else; else the first
+/// service of which that is not true.
+fn differs_by(without: &[u8], with: &[u8], added: &Added) -> Result<(), ServiceId> {
     let lines = |text| <[u8]>::split(text, |&byte| byte == b'\n');
-    let mut expected: Vec<&ServiceId> = services.iter().collect();
-    let suspect = || {
-        services.first().cloned().unwrap_or(ServiceId {
-            name: "?".into(),
-            kind: "?".into(),
-        })
-    };
+    let mut stress: Vec<&ServiceId> = added.stress.iter().collect();
+    let mut headroom: Vec<&Mark> = added.headroom.iter().collect();
     if lines(without).count() != lines(with).count() {
-        return Err(suspect());
+        return Err(added.suspect());
     }
     for (old, new) in lines(without).zip(lines(with)).filter(|(old, new)| old != new) {
-        let mut fields = old
-            .split(u8::is_ascii_whitespace)
-            .filter(|field| !field.is_empty());
-        let (name, kind) = (
-            fields.next().unwrap_or_default(),
-            fields.next().unwrap_or_default(),
-        );
-        let position = expected
-            .iter()
-            .position(|id| id.name.as_bytes() == name && id.kind.as_bytes() == kind);
-        let Some(position) = position.filter(|_| is_insertion(old, new)) else {
-            return Err(suspect());
+        let (Some(old), Some(new)) = (Shown::of(old), Shown::of(new)) else {
+            return Err(added.suspect());
         };
-        expected.remove(position);
+        let stressed = take(&mut stress, |id| old.is(id));
+        let raised = take(&mut headroom, |mark| old.is(&mark.service));
+        let wanted = raised.map_or(old.maxproc.to_vec(), |mark| mark.raised.to_string().into_bytes());
+        let arguments = match stressed {
+            Some(_) => is_insertion(old.rest, new.rest),
+            None => old.rest == new.rest,
+        };
+        if old.fields != new.fields || new.maxproc != wanted || !arguments {
+            return Err(added.suspect());
+        }
     }
-    expected.first().map_or(Ok(()), |&missing| Err(missing.clone()))
+    let missing = stress
+        .first()
+        .copied()
+        .or(headroom.first().map(|mark| &mark.service));
+    missing.map_or(Ok(()), |missing| Err(missing.clone()))
+}
+
+fn take<'a, T>(from: &mut Vec<&'a T>, wanted: impl Fn(&T) -> bool) -> Option<&'a T> {
+    let position = from.iter().position(|one| wanted(one))?;
+    Some(from.remove(position))
+}
+
+/// An entry as postconf(1) prints it.
+struct Shown<'a> {
+    /// Those before maxproc.
+    fields: Vec<&'a [u8]>,
+    maxproc: &'a [u8],
+    /// Command and arguments.
+    rest: &'a [u8],
+}
+
+impl<'a> Shown<'a> {
+    fn of(line: &'a [u8]) -> Option<Self> {
+        let mut rest = line;
+        let mut field = || {
+            let text = rest.trim_ascii_start();
+            let (field, tail) = text.split_at(text.iter().position(u8::is_ascii_whitespace)?);
+            rest = tail;
+            Some(field)
+        };
+        let fields = (0..6).map(|_| field()).collect::<Option<_>>()?;
+        let maxproc = field()?;
+        Some(Self {
+            fields,
+            maxproc,
+            rest: rest.trim_ascii_start(),
+        })
+    }
+
+    fn is(&self, id: &ServiceId) -> bool {
+        self.fields[0] == id.name.as_bytes() && self.fields[1] == id.kind.as_bytes()
+    }
 }
 
 /// Whether `new` is `old` with our argument put in at one place.
@@ -263,6 +335,7 @@ fn is_insertion(old: &[u8], new: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postfix::edit::Change;
 
     fn smtp() -> ServiceId {
         ServiceId {
@@ -294,6 +367,20 @@ mod tests {
             .edited(dir.path(), PLAIN, &after, &mut Passed::default())
             .unwrap();
         undone(dir.path(), &after, &edit::remove(&after)).unwrap();
+        let with_headroom = Change {
+            stress: true,
+            maxproc: Some(400),
+        };
+        let after = with_headroom
+            .apply(PLAIN, &smtp(), jiff::Timestamp::UNIX_EPOCH)
+            .unwrap();
+        checker()
+            .edited(dir.path(), PLAIN, &after, &mut Passed::default())
+            .unwrap();
+        let mut removal = edit::remove(&after);
+        undone(dir.path(), &after, &removal).unwrap();
+        removal.lowered[0].put_back = false;
+        undone(dir.path(), &after, &removal).unwrap_err();
     }
 
     #[test]
@@ -343,7 +430,11 @@ mod tests {
         let with = |line: &str| {
             format!("pickup unix n - y 60 1 pickup\nsmtp inet n - y - - smtpd{line}\n").into_bytes()
         };
-        let sees = |old: &str, new: &str| differs_by_stress(&with(old), &with(new), &[smtp()]).is_ok();
+        let stress = |service| Added {
+            stress: vec![service],
+            headroom: vec![],
+        };
+        let sees = |old: &str, new: &str| differs_by(&with(old), &with(new), &stress(smtp())).is_ok();
         assert!(sees("", " -o stress=yes"));
         assert!(sees(" -v", " -o stress=yes -v"));
         assert!(!sees("", ""));
@@ -354,7 +445,22 @@ mod tests {
             name: "pickup".into(),
             kind: "unix".into(),
         };
-        assert!(differs_by_stress(&with(""), &with(" -o stress=yes"), &[pickup]).is_err());
+        assert!(differs_by(&with(""), &with(" -o stress=yes"), &stress(pickup)).is_err());
+        let room = |maxproc: &str| {
+            format!("smtp       inet  n       -       y       -       {maxproc} smtpd -v\n").into_bytes()
+        };
+        let headroom = Added {
+            stress: vec![],
+            headroom: vec![Mark {
+                service: smtp(),
+                raised: 80,
+                own: "20".into(),
+            }],
+        };
+        assert!(differs_by(&room("20      "), &room("80      "), &headroom).is_ok());
+        assert!(differs_by(&room("20      "), &room("81      "), &headroom).is_err());
+        assert!(differs_by(&room("20      "), &room("20      "), &headroom).is_err());
+        assert!(differs_by(&room("20      "), &room("80      "), &stress(smtp())).is_err());
     }
 
     #[test]

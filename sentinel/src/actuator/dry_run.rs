@@ -9,7 +9,7 @@ use super::file::MASTER_CF;
 use super::signal::{Masters, System};
 use super::{ActError, ConfigDir, Target};
 use crate::clock::Now;
-use crate::postfix::edit;
+use crate::postfix::edit::Change;
 use crate::postfix::postconf::Postconf;
 
 /// An actuator that only reports. Needs no state directory and holds no lock.
@@ -30,15 +30,22 @@ impl DryRun {
     }
 
     /// Everything that a trip would ask before it writes; the entry says what it would have done.
-    pub fn trip(&mut self, target: &Target, reasons: &[String], now: Now) -> Result<HistoryEntry, ActError> {
+    pub fn trip(
+        &mut self,
+        target: &Target,
+        change: Change,
+        reasons: &[String],
+        now: Now,
+    ) -> Result<HistoryEntry, ActError> {
         if !self.masters.alive(&target.master) {
             return Err(gone(target).into());
         }
         let dir = ConfigDir::open(&target.master.config_dir)?;
         dir.replaceable()?;
         let original = dir.read()?;
-        let candidate =
-            edit::insert(&original.bytes, &target.service, now.wall).map_err(|source| ActError::Edit {
+        let candidate = change
+            .apply(&original.bytes, &target.service, now.wall)
+            .map_err(|source| ActError::Edit {
                 path: dir.path().join(MASTER_CF),
                 source,
             })?;
@@ -55,10 +62,19 @@ impl DryRun {
                 "path": dir.path().join(MASTER_CF),
                 "sha256_before": original.sha,
                 "sha256_after": Digest::of(&candidate),
+                "maxproc": change.maxproc,
                 "master_pid": target.master.pid,
                 "duration_ms": duration_ms(now),
             }),
-            ..history(target, now, Action::Edit)
+            ..history(
+                target,
+                now,
+                if change.stress {
+                    Action::Edit
+                } else {
+                    Action::Headroom
+                },
+            )
         })
     }
 

@@ -5,11 +5,12 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::apply::{Trail, duration_ms, gone, history};
+use super::apply::{Done, Trail, duration_ms, gone, history};
 use super::entry::{Act, Action, Digest, FileId, HistoryEntry, Intent, IntentId, Outcome};
 use super::file::{ConfigDir, FileError, MASTER_CF};
 use super::replace::{CommitError, Draft};
 use super::signal::ReloadError;
+use super::verify::Expected;
 use super::{ActError, Actuator, InFlight, Place, Target, check, same_dir};
 use crate::clock::Now;
 use crate::postfix::endpoint::same_service;
@@ -20,7 +21,7 @@ pub(super) struct Taken {
     pub(super) bytes: Vec<u8>,
     pub(super) before: Digest,
     pub(super) after: Digest,
-    /// The services whose lines were taken out; a comment of ours that has lost its argument line counts for none.
+    /// The services of which something was taken out; a comment of ours that has lost its argument line counts for none.
     pub(super) removed: Vec<ServiceId>,
     /// There was nothing of ours, and this file was not touched.
     pub(super) file: Option<FileId>,
@@ -45,13 +46,13 @@ impl DeadCopies {
 }
 
 impl Actuator {
-    /// Takes `-o stress=yes` off the service and tells the master. Where the lines are gone already (an admin took
+    /// Takes `-o stress=yes` and the headroom off the service and tells the master. Where the lines are gone already (an admin took
     /// them out), the master is only told. The file comes first: when the signal fails, our lines stay out, and the
     /// intent stays open so that the next clear or restore tells the master.
     pub fn clear(&mut self, target: &Target, reasons: &[String], now: Now) -> Result<InFlight, ActError> {
         let mut trail = Trail::default();
         let result = self.try_clear(target, now, &mut trail);
-        self.conclude(Act::Undo, target, reasons, now, trail, &result);
+        self.conclude(Done::Undo, target, reasons, now, trail, &result);
         result
     }
 
@@ -69,8 +70,7 @@ impl Actuator {
         // Only the last of ours leaves what the first of them found.
         let whole = |intent: &Intent| intent.act == Act::Edit && intent.sha256_before == taken.after;
         trail.others_edited = taken.file.is_some()
-            || edit::ours(&taken.bytes).is_empty()
-                && !self.intents_of(&target.master.config_dir).iter().any(whole);
+            || edit::is_plain(&taken.bytes) && !self.intents_of(&target.master.config_dir).iter().any(whole);
         trail.before = Some(taken.before);
         trail.after = Some(taken.after.clone());
         let ends: Vec<_> = open.iter().map(|intent| intent.id).chain(taken.intent).collect();
@@ -85,7 +85,7 @@ impl Actuator {
             master,
             ..target.clone()
         };
-        let in_flight = self.announce(Act::Undo, &dir, &target, &taken.after)?;
+        let in_flight = self.announce(Expected::Nothing, &dir, &target, &taken.after)?;
         trail.intents = ends;
         Ok(in_flight)
     }
@@ -101,7 +101,7 @@ impl Actuator {
             ..history(&target, now, Action::Reload)
         };
         self.write_down(failed, Vec::new());
-        if verification.act == Act::Undo {
+        if verification.expected == Expected::Nothing {
             return Ok(());
         }
         let ended = self.try_rollback(&target, now);
@@ -241,8 +241,8 @@ impl Actuator {
             Ok(_) => Ok(Taken {
                 before: original.sha,
                 after: Digest::of(&removal.bytes),
+                removed: removal.services(),
                 bytes: removal.bytes,
-                removed: removal.removed,
                 file: None,
                 intent,
             }),

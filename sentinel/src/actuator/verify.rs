@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::entry::Act;
 use crate::postfix::ServiceId;
 use crate::postfix::endpoint::same_service;
 use crate::postfix::processes::Smtpd;
@@ -27,10 +26,21 @@ pub enum Progress {
     Failed(String),
 }
 
+/// What tells that it took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expected {
+    /// New workers carry stress=yes.
+    Stress,
+    /// More slots: no worker shows them, and a master that lives has read them.
+    Room,
+    /// New workers carry no stress.
+    Nothing,
+}
+
 /// The verification of one trip or clear.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verification {
-    pub(super) act: Act,
+    pub(super) expected: Expected,
     pub(super) service: ServiceId,
     /// When the master was signalled.
     pub(super) signalled: Instant,
@@ -39,6 +49,11 @@ pub struct Verification {
 }
 
 impl Verification {
+    /// When the master was signalled.
+    pub fn signalled(&self) -> Instant {
+        self.signalled
+    }
+
     /// `workers` are those of the instance's own master; those of other services do not matter.
     pub fn step(&self, now: Instant, master_alive: bool, workers: &[Smtpd]) -> Progress {
         if !master_alive {
@@ -53,19 +68,20 @@ impl Verification {
                 same_service(&worker.service, &self.service) && worker.start_time > self.signalled_ticks
             })
         };
-        match self.act {
-            Act::Edit if fresh().any(|worker| worker.effective_stress) => {
+        match self.expected {
+            Expected::Room => Progress::Confirmed("the master lives, and has read the new maxproc".into()),
+            Expected::Stress if fresh().any(|worker| worker.effective_stress) => {
                 Progress::Confirmed("the master lives, and a new smtpd carries stress=yes".into())
             }
-            Act::Edit if fresh().any(|worker| worker.start_time > self.surely_after()) => {
+            Expected::Stress if fresh().any(|worker| worker.start_time > self.surely_after()) => {
                 Progress::Failed("a new smtpd was started without stress=yes".into())
             }
-            Act::Undo if fresh().any(|worker| !worker.effective_stress) => {
+            Expected::Nothing if fresh().any(|worker| !worker.effective_stress) => {
                 Progress::Confirmed("the master lives, and a new smtpd carries no stress".into())
             }
             // Nothing of ours can be in it: the file is clean, and the master has read it. Its own stress mode lasts
             // at least 1000 s and survives a reload (master_avail.c).
-            Act::Undo if fresh().any(|worker| worker.start_time > self.surely_after()) => {
+            Expected::Nothing if fresh().any(|worker| worker.start_time > self.surely_after()) => {
                 Progress::Confirmed("the master lives; its own stress mode is still on".into())
             }
             _ if elapsed >= NEW_WORKER_WITHIN => {
@@ -111,10 +127,10 @@ mod tests {
         }
     }
 
-    fn after(act: Act, seconds: f64, alive: bool, workers: &[Smtpd]) -> Progress {
+    fn after(expected: Expected, seconds: f64, alive: bool, workers: &[Smtpd]) -> Progress {
         let start = crate::clock::now().mono;
         let verification = Verification {
-            act,
+            expected,
             service: id("smtp"),
             signalled: start,
             signalled_ticks: 10_000,
@@ -126,7 +142,7 @@ mod tests {
     fn the_next_act_waits_as_long_as_a_dying_master_may_take() {
         let start = crate::clock::now().mono;
         let verification = Verification {
-            act: Act::Edit,
+            expected: Expected::Stress,
             service: id("smtp"),
             signalled: start,
             signalled_ticks: 10_000,
@@ -138,8 +154,8 @@ mod tests {
     #[test]
     fn a_dead_master_is_a_failure_at_any_time() {
         for seconds in [0.0, 1.0, 60.0] {
-            for act in [Act::Edit, Act::Undo] {
-                let workers = [worker("smtp", 20_000, act == Act::Edit)];
+            for act in [Expected::Stress, Expected::Nothing] {
+                let workers = [worker("smtp", 20_000, act == Expected::Stress)];
                 assert!(matches!(
                     after(act, seconds, false, &workers),
                     Progress::Failed(_)
@@ -151,11 +167,11 @@ mod tests {
     #[test]
     fn nothing_is_sure_while_a_dying_master_may_still_sleep() {
         assert_eq!(
-            after(Act::Edit, 1.9, true, &[worker("smtp", 10_001, true)]),
+            after(Expected::Stress, 1.9, true, &[worker("smtp", 10_001, true)]),
             Progress::Pending
         );
         assert!(matches!(
-            after(Act::Edit, 2.0, true, &[worker("smtp", 10_001, true)]),
+            after(Expected::Stress, 2.0, true, &[worker("smtp", 10_001, true)]),
             Progress::Confirmed(_)
         ));
     }
@@ -163,7 +179,7 @@ mod tests {
     #[test]
     fn a_new_worker_without_stress_fails_a_trip() {
         assert!(matches!(
-            after(Act::Edit, 3.0, true, &[worker("smtp", 10_201, false)]),
+            after(Expected::Stress, 3.0, true, &[worker("smtp", 10_201, false)]),
             Progress::Failed(_)
         ));
     }
@@ -171,11 +187,11 @@ mod tests {
     #[test]
     fn what_was_forked_while_the_signal_was_on_its_way_proves_nothing() {
         assert_eq!(
-            after(Act::Edit, 3.0, true, &[worker("smtp", 10_200, false)]),
+            after(Expected::Stress, 3.0, true, &[worker("smtp", 10_200, false)]),
             Progress::Pending
         );
         assert_eq!(
-            after(Act::Undo, 3.0, true, &[worker("smtp", 10_200, true)]),
+            after(Expected::Nothing, 3.0, true, &[worker("smtp", 10_200, true)]),
             Progress::Pending
         );
     }
@@ -187,9 +203,9 @@ mod tests {
             worker("submission", 10_900, false),
             worker("smtp", 1, true),
         ];
-        assert_eq!(after(Act::Edit, 10.0, true, &others), Progress::Pending);
+        assert_eq!(after(Expected::Stress, 10.0, true, &others), Progress::Pending);
         assert_eq!(
-            after(Act::Edit, 30.0, true, &others),
+            after(Expected::Stress, 30.0, true, &others),
             Progress::Confirmed("the master lives; no new smtpd was started yet".into())
         );
     }
@@ -198,7 +214,7 @@ mod tests {
     #[test]
     fn names_of_one_service_are_one() {
         assert!(matches!(
-            after(Act::Edit, 3.0, true, &[worker("25", 10_201, true)]),
+            after(Expected::Stress, 3.0, true, &[worker("25", 10_201, true)]),
             Progress::Confirmed(_)
         ));
     }
@@ -206,11 +222,11 @@ mod tests {
     #[test]
     fn masters_own_stress_does_not_fail_a_clear() {
         assert!(matches!(
-            after(Act::Undo, 5.0, true, &[worker("smtp", 10_300, true)]),
+            after(Expected::Nothing, 5.0, true, &[worker("smtp", 10_300, true)]),
             Progress::Confirmed(_)
         ));
         assert!(matches!(
-            after(Act::Undo, 5.0, true, &[worker("smtp", 10_100, false)]),
+            after(Expected::Nothing, 5.0, true, &[worker("smtp", 10_100, false)]),
             Progress::Confirmed(_)
         ));
     }

@@ -1,6 +1,7 @@
 //! `check`: can it work here? Looks and changes nothing; each finding says what it means and what to do about it.
 
 mod files;
+mod headroom;
 mod postfix;
 mod probes;
 mod system;

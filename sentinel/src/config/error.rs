@@ -86,6 +86,8 @@ fn advice(suggestion: Option<&str>, known: &[String]) -> String {
 pub enum Invalid {
     #[error("must be above 0 and at most 1, and is {0}; write a part of maxproc, such as 0.7")]
     NotAPart(f64),
+    #[error("must lie between 1 and {max}, and is {factor}; 1 is no headroom, 2 twice the slots")]
+    NotAFactor { factor: f64, max: f64 },
     #[error("= {clear} must be below trip = {trip}; two thresholds apart keep the state from flapping")]
     ClearNotBelowTrip { trip: f64, clear: f64 },
     #[error("is not a time: {text:?}; write it like \"30s\" or \"1m 30s\"")]

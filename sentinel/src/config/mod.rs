@@ -105,7 +105,7 @@ impl Thresholds {
 }
 
 /// How to act.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Act {
     pub mode: ActMode,
     pub reload: Reload,
@@ -117,6 +117,8 @@ pub struct Act {
     pub shed: bool,
     /// The least patience with clients that have not said a word since the greeting, when slots are gone.
     pub min_patience: Duration,
+    /// maxproc may be raised to so many times what the administrator has, for the time of an episode; 1 is off.
+    pub headroom: f64,
 }
 
 /// Whether to act at all.
@@ -259,6 +261,7 @@ impl Default for Config {
                 max_reloads_per_hour: 12,
                 shed: true,
                 min_patience: Duration::from_secs(5),
+                headroom: 1.0,
             },
             metrics: Metrics {
                 listen: Some(SocketAddr::from(([127, 0, 0, 1], 9825))),

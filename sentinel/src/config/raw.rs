@@ -51,6 +51,7 @@ pub(super) struct Act {
     pub(super) max_reloads_per_hour: Key<i64>,
     pub(super) shed: Key<bool>,
     pub(super) min_patience: Key<String>,
+    pub(super) headroom: Key<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -52,6 +52,7 @@ fn every_key_arrives() {
         max_reloads_per_hour = 4
         shed = false
         min_patience = "3s"
+        headroom = 2.5
         [metrics]
         listen = "[::1]:9000"
         [kubernetes]
@@ -93,6 +94,7 @@ fn every_key_arrives() {
             max_reloads_per_hour: 4,
             shed: false,
             min_patience: Duration::from_secs(3),
+            headroom: 2.5,
         },
         metrics: Metrics {
             listen: Some("[::1]:9000".parse().unwrap()),
@@ -146,7 +148,7 @@ fn an_unknown_key_is_named_with_its_line_its_section_and_its_nearest_name() {
 
 #[test]
 fn a_key_that_does_nothing_yet_is_unknown() {
-    for text in ["[act]\nheadroom = 1", "[discovery]\ncontainers = true"] {
+    for text in ["[act]\noverride = 1", "[discovery]\ncontainers = true"] {
         assert!(refused(text).contains("line 2: unknown key"), "{text}");
     }
 }

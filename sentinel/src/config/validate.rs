@@ -22,6 +22,8 @@ const DWELL: [SignedDuration; 2] = [SignedDuration::from_millis(100), SignedDura
 const MIN_PATIENCE: [SignedDuration; 2] = [SignedDuration::from_secs(1), SignedDuration::from_secs(300)];
 /// A restart of the API server takes up to a minute; after a day nobody remembers what an annotation said.
 const KEEP: [SignedDuration; 2] = [SignedDuration::from_mins(1), SignedDuration::from_hours(24)];
+/// What is sized to maxproc (lookups, policy services, milters) hardly bears more.
+const HEADROOM_MAX: f64 = 16.0;
 const MIN_INTERVAL: [SignedDuration; 2] = [SignedDuration::from_secs(1), SignedDuration::from_hours(24)];
 
 /// Knows the file, to tell the line of whatever it refuses.
@@ -159,6 +161,16 @@ impl Validator<'_> {
                 default.min_patience,
                 |t| duration(&t, MIN_PATIENCE),
             )?,
+            headroom: self.value(At("act", "headroom"), raw.headroom, default.headroom, |factor| {
+                if (1.0..=HEADROOM_MAX).contains(&factor) {
+                    Ok(factor)
+                } else {
+                    Err(Invalid::NotAFactor {
+                        factor,
+                        max: HEADROOM_MAX,
+                    })
+                }
+            })?,
         })
     }
 

@@ -5,6 +5,7 @@
 //! letting go, so that an attacker who pulses is met by stress mode that stays on, not by one reload a pulse.
 
 mod budget;
+mod headroom;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 pub use self::budget::Budget;
+pub use self::headroom::{Headroom, RoomGate, RoomPlan};
 use crate::detector::{STALE_AFTER, Verdict, VerdictKind};
 
 /// Trips further back than this do not count as relapses.
@@ -120,6 +122,8 @@ pub struct Controller {
     dwell: Dwell,
     state: State,
     hogged_since: Option<Instant>,
+    /// The last look that did not find the slots hogged.
+    not_hogged_at: Option<Instant>,
     calm_since: Option<Instant>,
     blind_since: Option<Instant>,
     stepped_at: Option<Instant>,
@@ -140,6 +144,7 @@ impl Controller {
             dwell,
             state: State::Normal,
             hogged_since: None,
+            not_hogged_at: None,
             calm_since: None,
             blind_since: None,
             stepped_at: None,
@@ -225,6 +230,12 @@ impl Controller {
         (self.state != State::Normal).then(|| self.go(State::Normal, vec![reason]))
     }
 
+    /// Since when the slots have been hogged: the last look that did not find it, and the first that did.
+    pub fn crossing(&self) -> Option<(Instant, Instant)> {
+        let since = self.hogged_since?;
+        Some((self.not_hogged_at.unwrap_or(since), since))
+    }
+
     /// Somebody else has decided against our edit. It is not put back while what it was for lasts: that would be a
     /// fight over the file.
     pub fn yielded(&mut self, reason: String) -> Option<Transition> {
@@ -276,6 +287,9 @@ impl Controller {
         }
         self.stepped_at = Some(now);
         let keep = |since: Option<Instant>, holds: bool| holds.then(|| since.unwrap_or(now));
+        if kind != VerdictKind::Hogged {
+            self.not_hogged_at = Some(now);
+        }
         self.hogged_since = keep(self.hogged_since, kind == VerdictKind::Hogged);
         self.calm_since = keep(self.calm_since, kind == VerdictKind::Calm);
         self.blind_since = keep(self.blind_since, kind == VerdictKind::Unknown);

@@ -114,14 +114,16 @@ impl Detector {
             }
         };
         let pressure = (f64::from(busy) / f64::from(limit)).min(1.0);
-        let settled = self.settle(pressure, sample.at);
+        // Calm is what would be calm by the administrator's own maxproc: headroom is to go when it is not needed.
+        let own_limit = sample.own_limit.unwrap_or(limit).min(limit).max(1);
+        let settled = self.settle((f64::from(busy) / f64::from(own_limit)).min(1.0), sample.at);
         let mut reasons = vec![format!("{busy} of {limit} smtpd slots are busy")];
         let mut kind = VerdictKind::Busy;
         if pressure >= self.thresholds.trip() {
             kind = cause(sample, &mut reasons);
         } else if settled < self.thresholds.clear()
             && !standing
-            && !self.would_return(sample, settled, limit, &mut reasons)
+            && !self.would_return(sample, settled, own_limit, &mut reasons)
         {
             kind = VerdictKind::Calm;
         }
@@ -278,6 +280,7 @@ pub(crate) mod tests {
         Sample {
             at,
             limit: Reading::exact(ProcessLimit::Of(20), at),
+            own_limit: None,
             busy: Reading::exact(2, at),
             processes: Reading::exact(5, at),
             holders: Reading::exact(
@@ -457,6 +460,29 @@ pub(crate) mod tests {
             "{:?}",
             verdict.reasons
         );
+    }
+
+    #[test]
+    fn with_headroom_it_is_calm_only_when_the_own_slots_would_do() {
+        let at = instant();
+        let raised = |active| Sample {
+            limit: Reading::exact(ProcessLimit::Of(80), at),
+            own_limit: Some(20),
+            ..held(
+                at,
+                Holders {
+                    active,
+                    ..Holders::default()
+                },
+            )
+        };
+        assert_eq!(kind(&raised(16)), VerdictKind::Busy);
+        assert_eq!(kind(&raised(7)), VerdictKind::Calm);
+        let kept_down = Sample {
+            held_without_stress: Reading::exact(13.0, at),
+            ..raised(2)
+        };
+        assert_eq!(kind(&kept_down), VerdictKind::Busy);
     }
 
     #[test]

@@ -260,6 +260,16 @@ fn services(encoder: &mut DescriptorEncoder<'_>, rows: &[Row<'_>]) -> Result<(),
     }
     let mut family = gauge(
         encoder,
+        "headroom_slots",
+        "Slots of process_limit that were added by us and go again; absent while process_limit is",
+    )?;
+    for row in rows {
+        let own = row.service.own_limit;
+        let added = |limit: u32| own.map_or(0, |own| limit.saturating_sub(own));
+        optional(&mut family, &row.labels(), row.service.limit.map(added))?;
+    }
+    let mut family = gauge(
+        encoder,
         "state",
         "1 for the state that the service is in, 0 for the others",
     )?;

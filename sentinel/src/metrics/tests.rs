@@ -77,6 +77,7 @@ fn the_families_are_those_that_were_promised() {
         "connections",
         "early_disconnects",
         "greeting_seconds",
+        "headroom_slots",
         "kubernetes_events",
         "kubernetes_pods",
         "kubernetes_up",

@@ -1,4 +1,5 @@
-//! The one change that we ever make to a master.cf: two lines under one entry, and the way back.
+//! The change that we make to a master.cf: two lines under one entry, and the way back. Where headroom is wanted too,
+//! [`headroom`] has the rest of it.
 //!
 //! ```text
 //! smtp      inet  n       -       y       -       -       smtpd
@@ -16,11 +17,12 @@ use jiff::Timestamp;
 
 use super::ServiceId;
 use super::endpoint::same_service;
+use super::headroom::{self, Lowered};
 use super::lines::{self, Line, Logical};
 use super::master_cf::{Entry, MasterCf};
 
 /// How every comment of ours begins.
-const SIGNATURE: &str = "# smtp-sentinel: ";
+pub(super) const SIGNATURE: &str = "# smtp-sentinel: ";
 const BEFORE_SERVICE: &str = "# smtp-sentinel: stress mode for ";
 const BEFORE_TIME: &str = " since ";
 const AFTER_TIME: &str = "; the next line is ours; undo with: smtp-sentinel restore";
@@ -35,6 +37,8 @@ pub enum EditError {
     AdminStress(ServiceId, String),
     #[error("{0} already has our \"-o stress=yes\"; nothing to add")]
     AlreadyOurs(ServiceId),
+    #[error("{0} has headroom of ours already; nothing to add")]
+    AlreadyRaised(ServiceId),
     #[error(
         "an option added to {0} would not be read as one, or would change something else; correct the arguments of the entry in master.cf"
     )]
@@ -44,10 +48,12 @@ pub enum EditError {
 /// What [`remove`] took out and what it found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Removal {
-    /// The file without our lines.
+    /// The file without our lines, and with the administrator's maxproc.
     pub bytes: Vec<u8>,
     /// The services whose pair was taken out, in the order of the file.
     pub removed: Vec<ServiceId>,
+    /// The headroom that was taken back.
+    pub lowered: Vec<Lowered>,
     /// Traces of ours that somebody else has changed.
     pub foreign: Vec<Foreign>,
 }
@@ -59,6 +65,56 @@ pub struct Foreign {
     pub line: usize,
     /// The service that the comment names; `None` when the comment itself was changed, and so was left standing.
     pub service: Option<ServiceId>,
+}
+
+impl Removal {
+    /// The services that had anything of ours.
+    pub fn services(&self) -> Vec<ServiceId> {
+        let lowered = self.lowered.iter().map(|one| &one.mark.service);
+        let mut all: Vec<ServiceId> = Vec::new();
+        for service in self.removed.iter().chain(lowered) {
+            if !all.contains(service) {
+                all.push(service.clone());
+            }
+        }
+        all
+    }
+}
+
+/// What an entry is to get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// `-o stress=yes`.
+    pub stress: bool,
+    /// Headroom: this maxproc.
+    pub maxproc: Option<u32>,
+}
+
+impl Change {
+    pub const STRESS: Self = Self {
+        stress: true,
+        maxproc: None,
+    };
+
+    /// Puts it in; [`remove`] gives the very same file back.
+    ///
+    /// # Errors
+    /// Of the first part that cannot be.
+    pub fn apply(self, bytes: &[u8], id: &ServiceId, at: Timestamp) -> Result<Vec<u8>, EditError> {
+        let mut after = bytes.to_vec();
+        if self.stress {
+            after = insert(&after, id, at)?;
+        }
+        if let Some(maxproc) = self.maxproc {
+            after = headroom::raise(&after, id, maxproc, at)?;
+        }
+        // Each part gives back what it found; both together must too.
+        if remove_of(&after, id).bytes == remove_of(bytes, id).bytes {
+            Ok(after)
+        } else {
+            Err(EditError::WouldNotTake(id.clone()))
+        }
+    }
 }
 
 /// Puts our pair of lines after the last content line of the entry that counts for `id`. Anything else of the file
@@ -81,18 +137,7 @@ pub fn insert(bytes: &[u8], id: &ServiceId, added_at: Timestamp) -> Result<Vec<u
     if service_of_comment(&comment).as_ref() != Some(&entry.id) {
         return Err(EditError::WouldNotTake(id.clone()));
     }
-    let eol = line_ending(bytes, entry);
-    let span = entry.last_line;
-    let mut after = bytes[..span.end].to_vec();
-    // Where the entry ends the file without a line feed, the file afterwards has none at its end either: that is how
-    // remove() can tell, and give back the same bytes.
-    let pair = if span.content_end == span.end {
-        format!("{eol}{comment}{eol}{ARGUMENT}")
-    } else {
-        format!("{comment}{eol}{ARGUMENT}{eol}")
-    };
-    after.extend_from_slice(pair.as_bytes());
-    after.extend_from_slice(&bytes[span.end..]);
+    let after = append(bytes, entry, &[&comment, ARGUMENT]);
     if takes_effect(&file, entry, &after) {
         Ok(after)
     } else {
@@ -100,13 +145,30 @@ pub fn insert(bytes: &[u8], id: &ServiceId, added_at: Timestamp) -> Result<Vec<u
     }
 }
 
-/// Takes every pair of ours out, also one that `postconf -P` or `-F` has torn apart: our comment is then above the
+/// Puts lines after the last content line of an entry, with its ending.
+pub(super) fn append(bytes: &[u8], entry: &Entry, lines: &[&str]) -> Vec<u8> {
+    let eol = line_ending(bytes, entry);
+    let span = entry.last_line;
+    let mut after = bytes[..span.end].to_vec();
+    // Where the entry ends the file without a line feed, the file afterwards has none at its end either: that is how
+    // remove() can tell, and give back the same bytes.
+    let text = if span.content_end == span.end {
+        format!("{eol}{}", lines.join(eol))
+    } else {
+        format!("{}{eol}", lines.join(eol))
+    };
+    after.extend_from_slice(text.as_bytes());
+    after.extend_from_slice(&bytes[span.end..]);
+    after
+}
+
+/// Takes every pair of ours and all headroom out, also a pair that `postconf -P` or `-F` has torn apart: our comment is then above the
 /// entry that it names, and our argument line, the only one of its kind, in it.
 pub fn remove(bytes: &[u8]) -> Removal {
     remove_where(bytes, |_| true)
 }
 
-/// Takes the pair of one service out; those of others stay, and so do changed traces.
+/// Takes what is ours of one service out; that of others stays, and so do changed traces.
 pub fn remove_of(bytes: &[u8], id: &ServiceId) -> Removal {
     remove_where(bytes, |service| same_service(service, id))
 }
@@ -114,6 +176,11 @@ pub fn remove_of(bytes: &[u8], id: &ServiceId) -> Removal {
 /// The services that have an intact pair of ours, in the order of the file.
 pub fn ours(bytes: &[u8]) -> Vec<ServiceId> {
     remove(bytes).removed
+}
+
+/// Whether there is nothing of ours in it.
+pub fn is_plain(bytes: &[u8]) -> bool {
+    remove(bytes).bytes == bytes
 }
 
 /// The values of `-o stress=` that are not ours in the entry that counts for `id`.
@@ -125,20 +192,22 @@ pub fn admin_stress(bytes: &[u8], id: &ServiceId) -> Vec<Vec<u8>> {
         .unwrap_or_default()
 }
 
-/// Whether `after` is `before` with one or more pairs of ours put in, and nothing else. Looks at the lines alone and
-/// shares nothing with [`insert`] but the words, so that it can guard against a mistake there.
+/// Whether `after` is `before` with pairs or marks of ours put in, and, for each mark, one word of one line before it
+/// changed into a number: and nothing else. Looks at the lines alone and shares nothing with [`insert`] and
+/// [`headroom::raise`] but the words, so that it can guard against a mistake there.
 pub fn only_ours_differs(before: &[u8], after: &[u8]) -> bool {
     let before: Vec<&[u8]> = before.split(|&b| b == b'\n').collect();
     let after: Vec<&[u8]> = after.split(|&b| b == b'\n').collect();
+    let (mut b, mut a, mut pairs, mut numbers, mut marks) = (0, 0, 0, 0, 0);
     // A file in CRLF whose last line had no ending at all: the CR belongs to the ending that it now has.
-    let gains_cr = |b: usize, a: usize| {
-        b + 1 == before.len()
-            && a + 3 == after.len()
-            && after[a].strip_suffix(b"\r") == Some(before[b])
-            && is_pair(after[a + 1], after[a + 2])
+    let plain = |line: usize, at: usize| {
+        let last = line + 1 == before.len() && at + 1 < after.len();
+        match after[at].strip_suffix(b"\r") {
+            Some(bare) if last && !before[line].ends_with(b"\r") => bare,
+            _ => after[at],
+        }
     };
-    let same = |b: usize, a: usize| b < before.len() && (before[b] == after[a] || gains_cr(b, a));
-    let (mut b, mut a, mut pairs) = (0, 0, 0);
+    let same = |b: usize, a: usize| b < before.len() && before[b] == plain(b, a);
     while a < after.len() {
         let pair = a + 1 < after.len() && is_pair(after[a], after[a + 1]);
         // A comment alone, however like ours, may have been there before: both lines of a pair must have been.
@@ -146,11 +215,15 @@ pub fn only_ours_differs(before: &[u8], after: &[u8]) -> bool {
             (a, pairs) = (a + 2, pairs + 1);
         } else if same(b, a) {
             (b, a) = (b + 1, a + 1);
+        } else if headroom::is_mark(after[a]) && marks < numbers {
+            (a, marks) = (a + 1, marks + 1);
+        } else if b < before.len() && headroom::only_a_number_differs(before[b], plain(b, a)) {
+            (b, a, numbers) = (b + 1, a + 1, numbers + 1);
         } else {
             return false;
         }
     }
-    b == before.len() && pairs > 0
+    b == before.len() && pairs + marks > 0 && numbers == marks
 }
 
 fn is_pair(comment: &[u8], argument: &[u8]) -> bool {
@@ -222,6 +295,7 @@ fn remove_where(bytes: &[u8], wanted: impl Fn(&ServiceId) -> bool) -> Removal {
     let mut removal = Removal {
         bytes: Vec::with_capacity(bytes.len()),
         removed: vec![],
+        lowered: vec![],
         foreign: vec![],
     };
     let mut cuts: Vec<Range<usize>> = Vec::new();
@@ -231,7 +305,7 @@ fn remove_where(bytes: &[u8], wanted: impl Fn(&ServiceId) -> bool) -> Removal {
         };
         match trace {
             Trace::Pair(service) if wanted(&service) => {
-                cuts.push(pair_range(bytes, line, &text.lines[at + 1]));
+                cuts.push(whole_lines(bytes, line, &text.lines[at + 1]));
                 removal.removed.push(service);
             }
             Trace::Rewritten(service, argument) if wanted(&service) => {
@@ -262,12 +336,13 @@ fn remove_where(bytes: &[u8], wanted: impl Fn(&ServiceId) -> bool) -> Removal {
         kept_to = cut.end;
     }
     removal.bytes.extend_from_slice(&bytes[kept_to..]);
+    (removal.bytes, removal.lowered) = headroom::lower(&removal.bytes, wanted);
     removal
 }
 
 fn trace(bytes: &[u8], text: &Text, at: usize) -> Option<Trace> {
     let comment = content(bytes, &text.lines[at]);
-    if !comment.starts_with(SIGNATURE.as_bytes()) {
+    if !comment.starts_with(SIGNATURE.as_bytes()) || headroom::is_mark(comment) {
         return None;
     }
     let Some(service) = std::str::from_utf8(comment).ok().and_then(service_of_comment) else {
@@ -329,7 +404,12 @@ fn service_of_comment(comment: &str) -> Option<ServiceId> {
     let middle = comment.strip_prefix(BEFORE_SERVICE)?.strip_suffix(AFTER_TIME)?;
     let (service, time) = middle.rsplit_once(BEFORE_TIME)?;
     time.parse::<Timestamp>().ok()?;
-    let (name, kind) = service.rsplit_once('/')?;
+    service_of(service)
+}
+
+/// `smtp/inet`, as a comment of ours names it.
+pub(super) fn service_of(text: &str) -> Option<ServiceId> {
+    let (name, kind) = text.rsplit_once('/')?;
     let token = |t: &str| !t.is_empty() && !t.contains([' ', '\t', '\r']);
     (token(name) && token(kind)).then(|| ServiceId {
         name: name.into(),
@@ -337,16 +417,18 @@ fn service_of_comment(comment: &str) -> Option<ServiceId> {
     })
 }
 
-/// The bytes of a pair. One that ends the file without a line feed was put after a line that did so too: then the
-/// ending that precedes it is ours as well, and is of the kind that our comment line has.
-fn pair_range(bytes: &[u8], comment: &Line, argument: &Line) -> Range<usize> {
-    let mut start = comment.content.start;
-    if argument.content.end == argument.end {
-        let ours = if bytes[..comment.end].ends_with(b"\r\n") {
-            2
+/// The bytes from one line of ours to another. What ends the file without a line feed was put after a line that did so too: then the
+/// ending that precedes it is ours as well, and is of the kind that our first line has, or, where there is only one, the
+/// line before it.
+pub(super) fn whole_lines(bytes: &[u8], first: &Line, last: &Line) -> Range<usize> {
+    let mut start = first.content.start;
+    if last.content.end == last.end {
+        let model = if first.number == last.number {
+            start
         } else {
-            1
+            first.end
         };
+        let ours = if bytes[..model].ends_with(b"\r\n") { 2 } else { 1 };
         let there = match &bytes[..start] {
             before if before.ends_with(b"\r\n") => 2,
             before if before.ends_with(b"\n") => 1,
@@ -354,9 +436,9 @@ fn pair_range(bytes: &[u8], comment: &Line, argument: &Line) -> Range<usize> {
         };
         start -= ours.min(there);
     }
-    start..argument.end
+    start..last.end
 }
 
 #[cfg(test)]
 #[path = "edit_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -10,7 +10,7 @@ use super::*;
 
 const PROTO: &str = "/etc/postfix/master.cf.proto";
 
-fn id(text: &str) -> ServiceId {
+pub(in crate::postfix) fn id(text: &str) -> ServiceId {
     let (name, kind) = text.rsplit_once('/').unwrap();
     ServiceId {
         name: name.into(),
@@ -18,7 +18,7 @@ fn id(text: &str) -> ServiceId {
     }
 }
 
-fn time() -> Timestamp {
+pub(in crate::postfix) fn time() -> Timestamp {
     "2026-11-22T01:20:33.5Z".parse().unwrap()
 }
 
@@ -274,7 +274,7 @@ fn the_guard_tells_a_stray_comment_from_ours() {
 }
 
 /// Lines as people and programs write them, good and bad, with the ending of each.
-fn any_line() -> impl Strategy<Value = String> {
+pub(in crate::postfix) fn any_line() -> impl Strategy<Value = String> {
     let entry = (
         prop::sample::select(vec![
             "smtp",
@@ -330,7 +330,7 @@ fn any_line() -> impl Strategy<Value = String> {
     prop_oneof![2 => entry, 3 => other]
 }
 
-fn any_file() -> impl Strategy<Value = Vec<u8>> {
+pub(in crate::postfix) fn any_file() -> impl Strategy<Value = Vec<u8>> {
     let ending = prop::sample::select(vec!["\n", "\r\n"]);
     (
         vec(any_line(), 0..14),
@@ -354,7 +354,7 @@ fn any_file() -> impl Strategy<Value = Vec<u8>> {
 }
 
 /// Arbitrary bytes before, in and after a real entry.
-fn soup() -> impl Strategy<Value = Vec<u8>> {
+pub(in crate::postfix) fn soup() -> impl Strategy<Value = Vec<u8>> {
     let junk = || {
         vec(
             prop_oneof![any::<u8>(), prop::sample::select(b" \t\r\n#-o={}\0\x0b".to_vec())],
@@ -389,11 +389,22 @@ fn a_file_of_a_mebibyte_takes_no_longer_for_being_odd() {
         text
     };
     let comment = format!("{comment}\n");
+    let mark = |service: &str, n: usize| {
+        let next = n + 1;
+        format!(
+            "# smtp-sentinel: headroom for {service} since 2026-11-22T01:20:33Z: maxproc {n} instead of {next}; \
+             undo with: smtp-sentinel restore\n"
+        )
+    };
     let files = [
         fill(Box::new(|n| format!("s{n} unix - - - - - a\n"))),
         fill(Box::new(|_| "25 inet n - - - - a\n".to_owned())),
         fill(Box::new(move |_| comment.clone())),
         fill(Box::new(|_| PAIR.to_owned())),
+        fill(Box::new(|n| mark("smtp/inet", n))),
+        fill(Box::new(|n| {
+            format!("s{n} unix - - - - - a\n{}", mark(&format!("s{n}/unix"), n))
+        })),
         fill(Box::new(|_| "  { a } -o b=c".to_owned())),
         fill(Box::new(|_| "{".to_owned())),
     ];
@@ -475,7 +486,7 @@ proptest! {
 }
 
 /// `postconf -M` on the bytes, or `None` where this machine has no postconf, which is a failure in CI.
-fn postconf_entries(bytes: &[u8]) -> Option<Vec<String>> {
+pub(in crate::postfix) fn postconf_entries(bytes: &[u8]) -> Option<Vec<String>> {
     let dir = tempfile::tempdir().unwrap();
     let main_cf = std::fs::File::create(dir.path().join("main.cf")).unwrap();
     // postconf waits until main.cf is 2 s old (Postfix src/util/dict.c dict_load_file_xt()).
@@ -512,7 +523,7 @@ fn postconf_entries(bytes: &[u8]) -> Option<Vec<String>> {
 }
 
 /// Files of the kinds that are found in the wild.
-fn samples() -> Vec<Vec<u8>> {
+pub(in crate::postfix) fn samples() -> Vec<Vec<u8>> {
     let mut samples: Vec<Vec<u8>> = [
         "smtp inet n - y - - smtpd",
         "smtp      inet  n       -       y       -       -       smtpd\n# inside\n\n   # deeper\n  -o { a = b c }\n\n# after\n\

@@ -6,6 +6,7 @@
 pub mod discovery;
 pub mod edit;
 pub mod endpoint;
+pub mod headroom;
 pub mod limits;
 mod lines;
 pub mod locks;

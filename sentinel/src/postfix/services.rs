@@ -9,7 +9,8 @@ use jiff::Timestamp;
 
 use super::ServiceId;
 use super::edit::{self, EditError};
-use super::endpoint::{Endpoint, Names, canonical_name};
+use super::endpoint::{Endpoint, Names, canonical_name, same_service};
+use super::headroom;
 use super::main_cf::{Settings, list};
 use super::master_cf::{Entry, Field, MasterCf};
 use crate::signals::ProcessLimit;
@@ -22,6 +23,8 @@ pub struct WatchedService {
     /// As it stands in master.cf, and on the command lines of its processes.
     pub id: ServiceId,
     pub limit: ProcessLimit,
+    /// What the administrator has there, while headroom of ours is on the entry.
+    pub own_limit: Option<u32>,
     /// Where it should listen; empty for `pass`, whose clients come in through postscreen. The sockets that master
     /// holds are the truth, this is the way to tell which of them are of this service.
     pub listens: Vec<Listen>,
@@ -79,6 +82,7 @@ impl WatchedService {
 /// a host part such a name stands for every entry on that port, with one for just that one. An entry whose maxproc is
 /// not a number is left out: master cannot be running it.
 pub fn watched(master_cf: &MasterCf<'_>, settings: &Settings, names: &[String]) -> Vec<WatchedService> {
+    let raised = headroom::raised(master_cf.bytes());
     let smtpds = master_cf
         .in_force()
         .filter(|e| e.program() == "smtpd" && matches!(e.id.kind.as_str(), "inet" | "pass"));
@@ -91,6 +95,11 @@ pub fn watched(master_cf: &MasterCf<'_>, settings: &Settings, names: &[String]) 
             Some(WatchedService {
                 id: entry.id.clone(),
                 limit,
+                own_limit: raised
+                    .iter()
+                    .find(|mark| same_service(&mark.service, &entry.id))
+                    // "-" is default_process_limit.
+                    .map(|mark| mark.own.parse().unwrap_or(settings.default_process_limit)),
                 native: !local && matches!(limit, ProcessLimit::Of(2..)),
                 actionable: actionable(master_cf, entry, settings, names, limit, local),
                 listens,

@@ -10,11 +10,12 @@ use super::hands::{Danger, Done, Hands};
 use super::instance::Instance;
 use super::service::Service;
 use super::{outside, report};
-use crate::actuator::Progress;
+use crate::actuator::{InFlight, Progress};
 use crate::clock::{self, Now};
 use crate::config::{Config, PodMode};
-use crate::controller::{Act, Controller, Gate, Plan, State, Transition};
+use crate::controller::{Act, Controller, Gate, Plan, RoomGate, RoomPlan, State, Transition};
 use crate::detector::STALE_AFTER;
+use crate::postfix::edit::Change;
 use crate::postfix::{Master, discovery};
 use crate::probes::{ListenerReading, Probes};
 use crate::signals::ListenerId;
@@ -283,11 +284,8 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         notice_danger(instance, hands, now);
     }
     if reread.is_some() {
-        for index in 0..instance.services.len() {
-            let service = &instance.services[index];
-            if instance.danger.is_none() && service.watched.actionable.is_ok() && !service.in_force() {
-                hands.rehearse(&instance.target(index), now);
-            }
+        for service in &mut instance.services {
+            service.rehearsed = None;
         }
     }
     if hands.enforces(&instance.id) {
@@ -296,7 +294,9 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         }
         outside::give_back_strays(instance, hands, now);
     }
-    let Some(found) = instance.look(config, now.mono) else {
+    let found = instance.look(config, now.mono);
+    rehearse(instance, hands, now);
+    let Some(found) = found else {
         return false;
     };
     let judged = clock::now();
@@ -305,12 +305,25 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         let look = found.combine(&service.watched, instance.master.netns, probed, judged.mono);
         service.see(look);
         decide(instance, index, hands, judged);
+        decide_on_room(instance, index, hands, judged);
         if judged.mono.saturating_duration_since(now.mono) <= STALE_AFTER {
             shed(instance, index, hands, config, judged);
         }
     }
     verify(instance, hands, true, judged);
     true
+}
+
+/// Has the questions of the trip that may come asked beforehand, once for each file and each number of slots.
+fn rehearse(instance: &mut Instance, hands: &mut Hands, now: Now) {
+    for index in 0..instance.services.len() {
+        let service = &mut instance.services[index];
+        let change = service.change(true);
+        let wanted = service.watched.actionable.is_ok() && !service.in_force() && instance.danger.is_none();
+        if wanted && service.rehearsed.replace(change) != Some(change) {
+            hands.rehearse(&instance.target(index), change, now);
+        }
+    }
 }
 
 /// Somebody has made a reload dangerous, or has mended it: an alarm where the files are broken, and its end.
@@ -335,7 +348,7 @@ fn notice_danger(instance: &mut Instance, hands: &mut Hands, now: Now) {
         controllers.for_each(Controller::try_again);
     }
     // A clear that came meanwhile took our lines out, and the master still runs with them.
-    let waiting = instance.danger.is_none() && !instance.services.iter().any(Service::in_force);
+    let waiting = instance.danger.is_none() && !instance.services.iter().any(Service::has_ours);
     if waiting && hands.mode() == Mode::Enforce {
         hands.restore(std::slice::from_ref(&instance.master.config_dir), now);
     }
@@ -390,28 +403,39 @@ fn carry_out(
     let target = instance.target(index);
     let service = &mut instance.services[index];
     let id = service.watched.id.clone();
+    let (change, had_ours) = (service.change(true), service.has_ours());
+    let crossing = service.controller.crossing().filter(|_| act == Act::Trip);
     let result = match act {
-        Act::Trip => hands.trip(&target, &reasons, now),
+        Act::Trip => hands.trip(&target, change, &reasons, now),
         Act::Clear => hands.clear(&target, &reasons, now),
     };
     let done = result.is_ok();
     if done {
         match act {
-            Act::Trip => instance.budget.trip(now.mono),
-            Act::Clear => instance.budget.clear(now.mono),
+            Act::Trip => {
+                instance.budget.trip(now.mono);
+                if had_ours {
+                    // One clear takes both back.
+                    instance.budget.release();
+                }
+                service.raised_to(change.maxproc, now.mono);
+            }
+            Act::Clear => {
+                instance.budget.clear(now.mono);
+                service.lowered(now.mono);
+            }
         }
     }
+    let mut detail = serde_json::Value::Null;
     if let Ok(Done::InFlight(in_flight)) = result {
-        service.lines_in_file = act == Act::Trip;
-        if let Some(last) = service.under_way.replace(*in_flight) {
-            hands.confirmed(
-                &last,
-                "the master lives; the next act came before a new smtpd was started",
-            );
+        if let Some(crossing) = crossing {
+            detail = reaction(crossing, now.mono, in_flight.verification.signalled());
         }
+        service.lines_in_file = act == Act::Trip;
+        set_off(service, hands, *in_flight);
     }
     if let Some(change) = service.controller.settle(now.mono, act, done, reasons) {
-        hands.transition(&instance.id, &id, change, now);
+        hands.transition_with(&instance.id, &id, change, detail, now);
     }
     // The file came first and is without our lines; only the master could not be told, since it must not be reloaded.
     if act == Act::Clear && !done && instance.danger.is_some() && !hands.ours_in(&target) {
@@ -426,9 +450,103 @@ fn stand_down(instance: &mut Instance, hands: &mut Hands, now: Now) {
     };
     for index in 0..instance.services.len() {
         let service = &instance.services[index];
-        if service.in_force() && service.at_leisure(now.mono) && !service.controller.waits(now.mono) {
-            carry_out(instance, index, Act::Clear, vec![why.clone()], hands, now);
+        if !service.at_leisure(now.mono) || service.controller.waits(now.mono) {
+            continue;
         }
+        if service.in_force() {
+            carry_out(instance, index, Act::Clear, vec![why.clone()], hands, now);
+        } else if service.has_ours() {
+            lower(instance, index, std::slice::from_ref(&why), hands, now);
+            let service = &mut instance.services[index];
+            if service.has_ours() {
+                service.controller.failed(now.mono);
+            }
+        }
+    }
+}
+
+/// The slots that were more are taken back.
+fn lower(instance: &mut Instance, index: usize, reasons: &[String], hands: &mut Hands, now: Now) {
+    let target = instance.target(index);
+    let result = hands.clear(&target, reasons, now);
+    let service = &mut instance.services[index];
+    match result.is_ok() {
+        true => {
+            instance.budget.clear(now.mono);
+            service.lowered(now.mono);
+        }
+        false => service.headroom.settle(now.mono, false, false),
+    }
+    if let Ok(Done::InFlight(in_flight)) = result {
+        set_off(service, hands, *in_flight);
+    }
+}
+
+/// The master was told; what was under way before has not been seen to fail.
+fn set_off(service: &mut Service, hands: &Hands, in_flight: InFlight) {
+    if let Some(last) = service.under_way.replace(in_flight) {
+        hands.confirmed(
+            &last,
+            "the master lives; the next act came before a new smtpd was started",
+        );
+    }
+}
+
+/// How soon a trip came, in parts: until the condition was seen, how long it had to last, and until the master was told.
+fn reaction((before, seen): (Instant, Instant), decided: Instant, signalled: Instant) -> serde_json::Value {
+    let ms = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e3;
+    serde_json::json!({ "reaction": {
+        "unseen_ms": ms(before, seen),
+        "dwell_ms": ms(seen, decided),
+        "act_ms": ms(decided, signalled),
+    } })
+}
+
+/// More slots, where stress mode is not what helps, or is on already without us.
+fn decide_on_room(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
+    let permitted = instance_actionable(instance, hands)
+        .and_then(|()| instance.services[index].watched.actionable.clone())
+        .and_then(|()| instance.budget.may_trip(now.mono));
+    let target = instance.target(index);
+    let service = &mut instance.services[index];
+    let Some(seen) = service.seen.as_ref().filter(|_| service.at_leisure(now.mono)) else {
+        return;
+    };
+    let gate = RoomGate {
+        state: service.controller.state(),
+        native_stress: service.watched.native && seen.sample.native_stress.value() == Some(&true),
+        room: service.room.clone(),
+        permitted,
+    };
+    let verdict = seen.verdict.clone();
+    let clear_dwell = service.controller.clear_dwell();
+    let result = match service.headroom.step(now.mono, &verdict, clear_dwell, &gate) {
+        RoomPlan::Nothing => return,
+        RoomPlan::Alert { reasons } => {
+            if let Some((why, rest)) = reasons.split_first() {
+                hands.refusal(&instance.id, &service.watched.id, why.clone(), rest, now);
+            }
+            return;
+        }
+        RoomPlan::Raise { maxproc, reasons } => {
+            let change = Change {
+                stress: false,
+                maxproc: Some(maxproc),
+            };
+            let result = hands.trip(&target, change, &reasons, now);
+            match result.is_ok() {
+                true => {
+                    instance.budget.trip(now.mono);
+                    service.raised_to(change.maxproc, now.mono);
+                }
+                false => service.headroom.settle(now.mono, true, false),
+            }
+            result
+        }
+        RoomPlan::Lower { reasons } => return lower(instance, index, &reasons, hands, now),
+    };
+    if let Ok(Done::InFlight(in_flight)) = result {
+        set_off(service, hands, *in_flight);
     }
 }
 
@@ -479,8 +597,14 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
                 if let Some(under_way) = service.under_way.take() {
                     hands.failed(under_way, &why, now);
                 }
-                if let Some(change) = service.controller.lost(now.mono, why) {
+                if service.has_ours() {
                     instance.budget.clear(now.mono);
+                }
+                if service.headroom.raised() {
+                    service.lowered(now.mono);
+                    service.headroom.lost(now.mono);
+                }
+                if let Some(change) = service.controller.lost(now.mono, why) {
                     hands.transition(&instance.id, &service.watched.id, change, now);
                 }
             }
@@ -490,7 +614,7 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
 
 /// Takes everything of ours out of the files of this instance.
 fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
-    let ours = |service: &Service| service.in_force() || service.lines_in_file;
+    let ours = |service: &Service| service.has_ours() || service.lines_in_file;
     let any = instance.services.iter().any(ours) || hands.owes(&instance.master.config_dir);
     if any && hands.mode() == Mode::Enforce {
         hands.restore(std::slice::from_ref(&instance.master.config_dir), now);

@@ -1,5 +1,5 @@
 //! What can be seen of one instance from outside: its sockets, through the window on its network namespace, and which of
-//! its processes hold them. Keeps no history: that is the services'.
+//! its processes hold them. Keeps no history but one, what postscreen said to whom: all else is the services'.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -22,6 +22,43 @@ pub(super) struct Eyes {
     master: Master,
     /// Why there is no window, when there is none.
     sockets: Result<SockDiag, String>,
+    screen: Screen,
+}
+
+/// What postscreen has sent on each connection, by its cookie: the teaser of its pregreet test (postscreen_greet_banner).
+///
+/// Without it a client that was just handed over would look greeted, and silent since the teaser: six seconds, which is
+/// above what is asked of a client that has really been greeted.
+#[derive(Debug, Default)]
+struct Screen(HashMap<[u8; 8], u64>);
+
+impl Screen {
+    /// Of `connections`, those that are held by `inodes`, with only that counted as sent which smtpd sent. One that was
+    /// never seen in postscreen's hands was passed on at once, without a test and its teaser.
+    fn behind(
+        &mut self,
+        connections: Vec<Connection>,
+        inodes: &HashSet<u64>,
+        handed_over: &HashSet<u64>,
+    ) -> Vec<Connection> {
+        let mut said = HashMap::with_capacity(connections.len());
+        let mut held = Vec::new();
+        for mut connection in connections.into_iter().filter(Connection::accepted) {
+            let inode = u64::from(connection.inode);
+            let teaser = if handed_over.contains(&inode) {
+                self.0.get(&connection.cookie).copied().unwrap_or(0)
+            } else {
+                connection.bytes_sent
+            };
+            said.insert(connection.cookie, teaser);
+            if inodes.contains(&inode) {
+                connection.bytes_sent = connection.bytes_sent.saturating_sub(teaser);
+                held.push(connection);
+            }
+        }
+        self.0 = said;
+        held
+    }
 }
 
 /// The listening sockets of the master's network namespace, and which sockets are the master's own.
@@ -59,6 +96,7 @@ impl Eyes {
         Self {
             master: master.clone(),
             sockets,
+            screen: Screen::default(),
         }
     }
 
@@ -79,6 +117,7 @@ impl Eyes {
         let listening = self.listening();
         services
             .map(|service| {
+                let everyones = smtpd;
                 let smtpd = smtpd.clone().map(|all| {
                     all.into_iter()
                         .filter(|one| one.service == service.id)
@@ -86,7 +125,7 @@ impl Eyes {
                 });
                 match &listening {
                     Ok(listening) if service.id.kind == "pass" => {
-                        self.behind(service, screened, smtpd, listening, now)
+                        self.behind(service, screened, smtpd, everyones, listening, now)
                     }
                     Ok(listening) => self.in_front(service, smtpd, listening, now),
                     Err(reason) => self.blind(service, smtpd, reason, now),
@@ -144,18 +183,22 @@ impl Eyes {
         service: &WatchedService,
         screened: &[Listen],
         smtpd: Reading<Vec<Smtpd>>,
+        everyones: &Reading<Vec<Smtpd>>,
         listening: &Listening,
         now: Instant,
     ) -> Found {
         let in_front = listening.of(screened);
         let held = self.connections(listening, &in_front).map(|connections| {
-            let pids = smtpd.value().into_iter().flatten().map(|one| one.pid);
-            // A process that has just ended holds nothing.
-            let inodes: HashSet<u64> = pids.filter_map(|pid| socket_inodes(pid).ok()).flatten().collect();
-            connections
-                .into_iter()
-                .filter(|one| inodes.contains(&u64::from(one.inode)))
-                .collect::<Vec<_>>()
+            let (mut own, mut handed_over) = (HashSet::new(), HashSet::new());
+            for one in everyones.value().into_iter().flatten() {
+                // A process that has just ended holds nothing.
+                let inodes = socket_inodes(one.pid).unwrap_or_default();
+                if one.service == service.id {
+                    own.extend(&inodes);
+                }
+                handed_over.extend(inodes);
+            }
+            self.screen.behind(connections, &own, &handed_over)
         });
         let slots = match held {
             Ok(held) if !in_front.is_empty() => Slots::Connections(Reading::sampled(held, now)),
@@ -289,6 +332,7 @@ impl Found {
         Look {
             at: judged,
             limit: Reading::exact(service.limit, self.at),
+            own_limit: service.own_limit,
             smtpd: self.smtpd,
             slots: self.slots,
             listeners: listeners.collect(),
@@ -306,4 +350,66 @@ fn socket_inodes(pid: i32) -> Result<HashSet<u64>, procfs::ProcError> {
         }
     }
     Ok(inodes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn connection(cookie: u8, bytes_sent: u64) -> Connection {
+        Connection {
+            local: "192.0.2.1:25".parse().unwrap(),
+            remote: "198.51.100.7:40000".parse().unwrap(),
+            cookie: [cookie; 8],
+            interface: 0,
+            inode: cookie.into(),
+            client_closed: false,
+            bytes_sent,
+            bytes_received: 0,
+            rtt: Duration::from_millis(30),
+            since_sent: Duration::from_secs(6),
+            since_received: Duration::from_secs(6),
+        }
+    }
+
+    fn sent(held: &[Connection]) -> Vec<(u8, u64)> {
+        held.iter().map(|one| (one.cookie[0], one.bytes_sent)).collect()
+    }
+
+    #[test]
+    fn the_teaser_of_postscreen_is_no_greeting_of_smtpd() {
+        let mut screen = Screen::default();
+        let (nobody, smtpd) = (HashSet::new(), HashSet::from([1]));
+        assert_eq!(screen.behind(vec![connection(1, 24)], &nobody, &nobody), []);
+        let held = screen.behind(vec![connection(1, 24), connection(2, 24)], &smtpd, &smtpd);
+        assert_eq!(sent(&held), [(1, 0)], "handed over, and not greeted yet");
+        let held = screen.behind(vec![connection(1, 24 + 31)], &smtpd, &smtpd);
+        assert_eq!(sent(&held), [(1, 31)]);
+    }
+
+    #[test]
+    fn a_client_that_postscreen_knows_is_handed_over_without_a_teaser() {
+        let mut screen = Screen::default();
+        let smtpd = HashSet::from([1]);
+        assert_eq!(
+            sent(&screen.behind(vec![connection(1, 31)], &smtpd, &smtpd)),
+            [(1, 31)]
+        );
+        assert_eq!(
+            sent(&screen.behind(vec![connection(1, 60)], &smtpd, &smtpd)),
+            [(1, 60)]
+        );
+    }
+
+    #[test]
+    fn what_another_pass_service_holds_has_left_postscreen_too() {
+        let mut screen = Screen::default();
+        let (nobody, theirs) = (HashSet::new(), HashSet::from([1]));
+        screen.behind(vec![connection(1, 24)], &nobody, &nobody);
+        screen.behind(vec![connection(1, 55)], &nobody, &theirs);
+        let held = screen.behind(vec![connection(1, 55)], &theirs, &theirs);
+        assert_eq!(sent(&held), [(1, 31)]);
+    }
 }

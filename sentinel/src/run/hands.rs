@@ -15,7 +15,7 @@ use crate::actuator::{
 use crate::clock::Now;
 use crate::config::PodMode;
 use crate::controller::{State, Transition};
-use crate::postfix::edit;
+use crate::postfix::edit::{self, Change};
 use crate::postfix::endpoint::same_service;
 use crate::postfix::{Master, ServiceId};
 use crate::shed::Offender;
@@ -117,25 +117,43 @@ impl Hands {
     }
 
     /// Has the questions of a trip asked beforehand; what they would say against it is told when it matters.
-    pub(super) fn rehearse(&mut self, target: &Target, now: Now) {
+    pub(super) fn rehearse(&mut self, target: &Target, change: Change, now: Now) {
         if self.enforces(&target.instance)
-            && let Err(error) = self.actuator.rehearse(target, now)
+            && let Err(error) = self.actuator.rehearse(target, change, now)
         {
             tracing::warn!(instance = %target.instance, service = %target.service, "a trip would fail: {error}");
         }
     }
 
-    pub(super) fn trip(&mut self, target: &Target, reasons: &[String], now: Now) -> Result<Done, ActError> {
+    /// Puts stress mode, headroom or both on the service.
+    pub(super) fn trip(
+        &mut self,
+        target: &Target,
+        change: Change,
+        reasons: &[String],
+        now: Now,
+    ) -> Result<Done, ActError> {
         if self.mode == Mode::DryRun {
-            let entry = self.dry_run.trip(target, reasons, now)?;
+            let entry = self.dry_run.trip(target, change, reasons, now)?;
             self.actuator.record(entry);
             return Ok(Done::Pretended);
         }
-        let result = self.actuator.trip(target, reasons, now);
+        let result = self.actuator.trip(target, change, reasons, now);
+        let what = match change {
+            Change { maxproc: None, .. } => "stress=yes is in master.cf".to_owned(),
+            Change {
+                stress: true,
+                maxproc: Some(maxproc),
+            } => format!("stress=yes and maxproc {maxproc} are in master.cf"),
+            Change {
+                stress: false,
+                maxproc: Some(maxproc),
+            } => format!("maxproc {maxproc} is in master.cf"),
+        };
         self.told(
             &target.instance,
             &target.service,
-            "stress=yes is in master.cf, and the master was told",
+            &format!("{what}, and the master was told"),
             &result,
         );
         result.map(|act| Done::InFlight(Box::new(act)))
@@ -261,6 +279,18 @@ impl Hands {
     }
 
     pub(super) fn transition(&mut self, instance: &str, service: &ServiceId, change: Transition, now: Now) {
+        self.transition_with(instance, service, change, serde_json::Value::Null, now);
+    }
+
+    /// With what else is known of it.
+    pub(super) fn transition_with(
+        &mut self,
+        instance: &str,
+        service: &ServiceId,
+        change: Transition,
+        detail: serde_json::Value,
+        now: Now,
+    ) {
         self.pods.transition(instance, service, &change, now);
         let Transition { from, to, reasons } = change;
         tracing::warn!(%instance, %service, "{from} -> {to}: {}", reasons.join("; "));
@@ -269,6 +299,7 @@ impl Hands {
             from: Some(from),
             to: Some(to),
             reasons,
+            detail,
             outcome: (self.mode == Mode::DryRun).then_some(Outcome::DryRun),
             ..entry(Kind::Transition, instance, service, now)
         });

@@ -32,6 +32,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// The same while slots are running out.
 const LOOK_CLOSELY_EVERY: Duration = Duration::from_millis(100);
 
+/// How often it is looked how many more slots the machine bears, while slots are running out.
+const ROOM_EVERY: Duration = Duration::from_secs(1);
+
 /// From this share of the trip threshold on every tick is a full look. Busy slots cannot be more than processes, and
 /// those are counted at every tick for next to nothing.
 const LOOK_CLOSELY_FROM: f64 = 0.5;
@@ -66,6 +69,7 @@ pub(super) struct Instance {
     /// master.cf without our lines, as it was read last.
     plain: Option<Digest>,
     looked_at: Option<Instant>,
+    room_at: Option<Instant>,
     /// Slots are running out: it is looked at closely.
     close: bool,
     /// Number of smtpd processes, and start time of the newest.
@@ -125,6 +129,7 @@ impl Instance {
             stamped_at: None,
             plain: None,
             looked_at: None,
+            room_at: None,
             close: false,
             newest: (0, 0),
             gone_since: None,
@@ -269,7 +274,7 @@ impl Instance {
         Some(Reread {
             bytes,
             others_changed,
-            gone: known.into_values().filter(Service::in_force).collect(),
+            gone: known.into_values().filter(Service::has_ours).collect(),
         })
     }
 
@@ -302,8 +307,24 @@ impl Instance {
             return None;
         }
         self.looked_at = Some(now);
+        if self.close && config.act.headroom > 1.0 && self.room_is_due(now) {
+            let master = self.master.pid;
+            for service in self.services.iter_mut().filter(|service| !service.has_ours()) {
+                service.look_for_room(config.act.headroom, master, &self.workers);
+            }
+        }
         let services = self.services.iter().map(|service| &service.watched);
         Some(self.eyes.look(services, &self.screened, &smtpd, now))
+    }
+
+    fn room_is_due(&mut self, now: Instant) -> bool {
+        let due = self
+            .room_at
+            .is_none_or(|at| now.saturating_duration_since(at) >= ROOM_EVERY);
+        if due {
+            self.room_at = Some(now);
+        }
+        due
     }
 
     fn worth_a_look(&self, config: &Config, smtpd: &Reading<Vec<Smtpd>>) -> bool {
@@ -312,7 +333,7 @@ impl Instance {
             let count = smtpd.value().map_or(0, |all| {
                 all.iter().filter(|one| one.service == service.watched.id).count()
             });
-            service.in_force()
+            service.has_ours()
                 || service
                     .slots()
                     .is_some_and(|slots| count as f64 >= f64::from(slots) * from)

@@ -20,6 +20,8 @@ const OUT_AND_WAITING: &str =
     "our lines are no longer in master.cf, and stay out; the master is told when it would survive a reload";
 const ENTRY_GONE: &str = "the entry is no longer in master.cf, and our lines went with it";
 const CHANGED: &str = "somebody else has changed master.cf; that stays, and in the end only our lines go";
+const SET_ANEW: &str =
+    "maxproc is no longer what we had raised it to: somebody else has set it, and it stays so";
 const CAME_BACK: &str = "our lines are in master.cf without an act of ours: somebody else put them back, or they could not be taken out; they go";
 
 /// Takes in what a new look at master.cf showed.
@@ -31,7 +33,18 @@ pub(super) fn notice(instance: &mut Instance, reread: Reread, hands: &mut Hands,
         given_up.push(None);
     }
     for (index, service) in instance.services.iter_mut().enumerate() {
+        if service.headroom.raised() && service.watched.own_limit.is_none() {
+            set_anew(&instance.id, service, hands, now);
+            if !service.in_force() {
+                given_up.push(Some(index));
+            }
+        }
         if !service.in_force() {
+            if let (true, Err(reason)) = (service.headroom.raised(), &service.watched.actionable) {
+                let why = format!("{reason}: our headroom goes");
+                give_up(&instance.id, service, &why, hands, now);
+                given_up.push(Some(index));
+            }
             continue;
         }
         let why = if service.lines_in_file {
@@ -59,6 +72,13 @@ pub(super) fn notice(instance: &mut Instance, reread: Reread, hands: &mut Hands,
     }
 }
 
+/// maxproc is the number of somebody else now, and no headroom of ours any more.
+fn set_anew(instance: &str, service: &mut Service, hands: &mut Hands, now: Now) {
+    let state = service.controller.state();
+    hands.outside_edit(instance, &service.watched.id, SET_ANEW, state, now);
+    service.headroom.lost(now.mono);
+}
+
 fn tell_changed(instance: &str, service: &mut Service, hands: &mut Hands, now: Now) {
     let told = service.outside_told;
     if told.is_none_or(|at| now.mono.saturating_duration_since(at) >= TELL_EVERY) {
@@ -77,6 +97,10 @@ fn give_up(instance: &str, service: &mut Service, why: &str, hands: &mut Hands, 
     let id = service.watched.id.clone();
     hands.outside_edit(instance, &id, why, service.controller.state(), now);
     service.under_way = None;
+    if service.headroom.raised() {
+        service.lowered(now.mono);
+        service.headroom.lost(now.mono);
+    }
     if let Some(change) = service.controller.yielded(why.to_owned()) {
         hands.transition(instance, &id, change, now);
     }
@@ -97,7 +121,7 @@ pub(super) fn out_and_waiting(instance: &mut Instance, index: usize, hands: &mut
 /// force, its account is closed with that one's.
 fn settle(instance: &mut Instance, given_up: &[Option<usize>], hands: &mut Hands, now: Now) {
     let mut told = 0;
-    if instance.services.iter().any(Service::in_force) {
+    if instance.services.iter().any(Service::has_ours) {
         for &index in given_up.iter().flatten() {
             let target = instance.target(index);
             if let Ok(Done::InFlight(in_flight)) = hands.clear(&target, &[TAKEN_OUT.to_owned()], now) {
@@ -130,7 +154,8 @@ pub(super) fn give_back_strays(instance: &mut Instance, hands: &mut Hands, now: 
     }
     for index in 0..instance.services.len() {
         let service = &instance.services[index];
-        let stray = !service.in_force() && service.lines_in_file && service.at_leisure(now.mono);
+        let mark = service.watched.own_limit.is_some() && !service.headroom.raised();
+        let stray = !service.in_force() && (service.lines_in_file || mark) && service.at_leisure(now.mono);
         if !stray || service.controller.waits(now.mono) || !instance.budget.may_give_back(now.mono) {
             continue;
         }
@@ -142,6 +167,7 @@ pub(super) fn give_back_strays(instance: &mut Instance, hands: &mut Hands, now: 
             Ok(Done::InFlight(in_flight)) => {
                 service.under_way = Some(*in_flight);
                 service.lines_in_file = false;
+                service.lowered(now.mono);
                 instance.budget.give_back(now.mono);
             }
             Ok(Done::Pretended) => {}

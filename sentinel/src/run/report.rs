@@ -69,6 +69,7 @@ fn service(service: &Service) -> status::Service {
             }
             None => None,
         },
+        own_limit: service.watched.own_limit,
         native_stress: known.of("native_stress", |seen| seen.sample.native_stress.clone()),
         order: None,
         accept_queue: known

@@ -5,8 +5,11 @@ use std::time::Instant;
 use super::shedding::Shedding;
 use crate::actuator::InFlight;
 use crate::config::Config;
-use crate::controller::{Controller, Dwell, State};
+use crate::controller::{Controller, Dwell, Headroom, State};
 use crate::detector::{Detector, Verdict};
+use crate::headroom;
+use crate::postfix::edit::Change;
+use crate::postfix::processes::Smtpd;
 use crate::postfix::services::WatchedService;
 use crate::shed::Situation;
 use crate::signals::service::{ListenerLook, Look, ServiceSignals, Slots};
@@ -19,9 +22,14 @@ pub(super) struct Service {
     pub(super) signals: ServiceSignals,
     pub(super) detector: Detector,
     pub(super) controller: Controller,
+    pub(super) headroom: Headroom,
+    /// How far maxproc may go, as of the last close look; else why nowhere.
+    pub(super) room: Result<u32, String>,
     pub(super) seen: Option<Seen>,
     /// An edit that has been signalled and is not yet known to have taken hold.
     pub(super) under_way: Option<InFlight>,
+    /// The change that was last rehearsed, on the file as it is.
+    pub(super) rehearsed: Option<Change>,
     /// Our lines were on the entry when master.cf was last read.
     pub(super) lines_in_file: bool,
     /// When the history was told last that somebody else edits the file while our lines are in it.
@@ -50,8 +58,11 @@ impl Service {
             signals: ServiceSignals::default(),
             detector: Detector::new(config.detect.thresholds),
             controller: Controller::new(dwell),
+            headroom: Headroom::new(dwell),
+            room: Err("how much room there is has not been looked at yet".into()),
             seen: None,
             under_way: None,
+            rehearsed: None,
             lines_in_file: false,
             outside_told: None,
             shedding: Shedding::new(config.detect.dwell),
@@ -61,6 +72,64 @@ impl Service {
     /// Our edit is on the entry.
     pub(super) fn in_force(&self) -> bool {
         self.controller.state() != State::Normal
+    }
+
+    /// Something of ours is in master.cf.
+    pub(super) fn has_ours(&self) -> bool {
+        self.in_force() || self.headroom.raised()
+    }
+
+    /// What a trip would put on the entry: headroom too, where there is room and it is not there already.
+    pub(super) fn change(&self, stress: bool) -> Change {
+        let maxproc = self.room.as_ref().ok().filter(|_| !self.headroom.raised());
+        Change {
+            stress,
+            maxproc: maxproc.copied(),
+        }
+    }
+
+    /// maxproc is this from now on, if it is anything; the file is read again only a while later.
+    pub(super) fn raised_to(&mut self, maxproc: Option<u32>, now: Instant) {
+        if let Some(maxproc) = maxproc {
+            self.headroom.settle(now, true, true);
+            self.watched.own_limit = self.slots();
+            self.watched.limit = ProcessLimit::Of(maxproc);
+        }
+    }
+
+    /// maxproc is the administrator's again.
+    pub(super) fn lowered(&mut self, now: Instant) {
+        self.headroom.settle(now, false, true);
+        if let Some(own) = self.watched.own_limit.take() {
+            self.watched.limit = ProcessLimit::Of(own);
+        }
+    }
+
+    /// Looks how many more slots the machine bears. `workers` are the smtpd of the instance.
+    pub(super) fn look_for_room(&mut self, factor: f64, master: i32, workers: &[Smtpd]) {
+        let room = self.find_room(factor, master, workers);
+        // A little more than before is no news: each new number has to be rehearsed.
+        match (&self.room, &room) {
+            (Ok(old), Ok(new)) if old <= new && new - old < old / 4 => {}
+            _ => self.room = room,
+        }
+    }
+
+    fn find_room(&self, factor: f64, master: i32, workers: &[Smtpd]) -> Result<u32, String> {
+        if factor <= 1.0 {
+            return Err("act.headroom is 1.0, which is off".into());
+        }
+        let slots = self.watched.own_limit.or(self.slots());
+        let slots = slots.ok_or("there is no limit that could be raised")?;
+        let own = workers.iter().filter(|one| one.service == self.watched.id);
+        let smtpd = headroom::of_processes(own.map(|one| one.pid))
+            .ok_or("no smtpd of it runs, so how much memory one takes is not known")?;
+        let machine = headroom::measure(master)?;
+        let target = headroom::target(slots, factor, smtpd, &machine)?;
+        if !target.bound_by.is_empty() {
+            tracing::debug!(service = %self.watched.id, maxproc = target.maxproc, "headroom is bounded by {}", target.bound_by);
+        }
+        Ok(target.maxproc)
     }
 
     /// Nothing is under way that the next act would have to wait for.

@@ -109,7 +109,7 @@ impl Shedding {
     }
 
     pub(super) fn closed(&mut self, now: Instant, offender: &Offender) {
-        self.ledger.closed(now, &offender.connection);
+        self.ledger.closed(now, offender);
         let tally = self.tally.get_or_insert_with(|| Tally {
             since: now,
             reasons: BTreeMap::new(),

@@ -1,6 +1,7 @@
 //! What each connection has been doing, look by look, as far as its byte counts tell.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use super::{GRACE, Limits, Offender, Reason, Situation, patience};
@@ -17,6 +18,12 @@ const JUNK_COMMAND_MAX: u64 = 13;
 /// RFC 5288 section 3).
 const RECORD_OVERHEAD: [u64; 3] = [0, 22, 29];
 
+/// For so long a client that was closed for not saying a word is remembered.
+const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// At most so many are; an attack from more addresses meets the usual patience.
+const MUTES: usize = 10_000;
+
 /// Of one service.
 #[derive(Debug)]
 pub struct Ledger {
@@ -25,6 +32,8 @@ pub struct Ledger {
     tracks: HashMap<[u8; 8], Track>,
     /// When a session ended that only stress mode's limits have ended, by smtpd or by us.
     ended: VecDeque<Instant>,
+    /// Whom we closed for not saying a word, and when last.
+    mutes: HashMap<IpAddr, Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +55,7 @@ impl Ledger {
             counted_over: dwell * 3 / 2,
             tracks: HashMap::new(),
             ended: VecDeque::new(),
+            mutes: HashMap::new(),
         }
     }
 
@@ -79,6 +89,8 @@ impl Ledger {
             self.ended.pop_front();
         }
         self.tracks = tracks;
+        self.mutes
+            .retain(|_, at| now.saturating_duration_since(*at) < REMEMBERED);
     }
 
     /// Those of `connections` that have broken a limit, oldest offence first. Takes no look in: see [`Ledger::see`].
@@ -90,8 +102,14 @@ impl Ledger {
         situation: Situation,
     ) -> Vec<Offender> {
         let mute_limit = patience(limits, floor, situation);
+        let once_more = patience(limits, again(floor), situation);
         let offence = |connection: &Connection| {
             let track = self.tracks.get(&connection.cookie)?;
+            let mute_limit = if self.mutes.contains_key(&whose(connection)) {
+                once_more
+            } else {
+                mute_limit
+            };
             let (reason, since) = track.offence(connection, limits, mute_limit)?;
             Some(Offender {
                 connection: *connection,
@@ -109,9 +127,12 @@ impl Ledger {
     }
 
     /// We closed it: it ended by the limits of stress mode, though it will not be seen to.
-    pub fn closed(&mut self, now: Instant, connection: &Connection) {
-        self.tracks.remove(&connection.cookie);
+    pub fn closed(&mut self, now: Instant, offender: &Offender) {
+        self.tracks.remove(&offender.connection.cookie);
         self.ended.push_back(now);
+        if offender.reason == Reason::Mute && self.mutes.len() < MUTES {
+            self.mutes.insert(whose(&offender.connection), now);
+        }
     }
 
     /// Sessions a second that only stress mode's limits have ended of late.
@@ -179,6 +200,20 @@ impl Track {
         let allowed = limits.timeout + GRACE + Duration::from_secs_f64(said as f64 / f64::from(rate));
         (connection.bytes_sent > 0 && said > 0 && spoke_for > allowed)
             .then_some((Reason::SlowRequest, spoke_for))
+    }
+}
+
+/// The least patience with a client that comes back and says nothing again: half of it, and what `[act] min_patience` may
+/// be at least.
+fn again(floor: Duration) -> Duration {
+    floor.min((floor / 2).max(Duration::from_secs(1)))
+}
+
+/// Who a client is when it comes back: its address, or its network of 64 bits, in which it can choose any.
+fn whose(connection: &Connection) -> IpAddr {
+    match connection.remote.ip().to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        address => address,
     }
 }
 

@@ -86,7 +86,8 @@ pub struct Offender {
     pub since: Duration,
 }
 
-/// How long a client that has not said a word since the greeting may go on: the stress timeout while slots are free,
+/// How long a client that has not said a word since the greeting may go on (half of `floor` where it was closed for that
+/// before, see [`Ledger`]): the stress timeout while slots are free,
 /// down to `floor` as they run out, and at once down to it while others wait in the accept queue.
 pub fn patience(limits: &Limits, floor: Duration, situation: Situation) -> Duration {
     let floor = floor.min(limits.timeout);

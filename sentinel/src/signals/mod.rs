@@ -91,6 +91,8 @@ pub struct Sample {
     pub at: Instant,
     /// maxproc of the service.
     pub limit: Reading<ProcessLimit>,
+    /// What the administrator has there, while headroom of ours is in force.
+    pub own_limit: Option<u32>,
     /// Slots in use: sockets accepted and not yet closed, or for `pass` services the processes that neither hold nor
     /// wait for the service's lock. Not the process count, which lags by max_idle (100 s).
     pub busy: Reading<u32>,

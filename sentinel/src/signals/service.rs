@@ -23,6 +23,8 @@ const LOOK_BACK: Duration = Duration::from_secs(60);
 pub struct Look {
     pub at: Instant,
     pub limit: Reading<ProcessLimit>,
+    /// The administrator's maxproc, while headroom of ours is in force.
+    pub own_limit: Option<u32>,
     /// Its smtpd processes.
     pub smtpd: Reading<Vec<Smtpd>>,
     pub slots: Slots,
@@ -78,6 +80,7 @@ impl ServiceSignals {
         Sample {
             at,
             limit: look.limit.clone(),
+            own_limit: look.own_limit,
             busy,
             holders,
             processes: look

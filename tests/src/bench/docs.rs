@@ -48,7 +48,10 @@ mod tests {
     fn the_page_of_the_benchmark_has_all_parts() {
         let page = include_str!("../../../docs/benchmark.md");
         let profiles = super::super::profiles::all();
-        let parts = profiles.iter().map(|profile| profile.name).chain(["summary"]);
+        let parts = profiles
+            .iter()
+            .map(|profile| profile.name)
+            .chain(["summary", "reaction"]);
         for part in parts {
             replace(page, part, "").unwrap();
         }

@@ -270,7 +270,7 @@ mod tests {
             };
             let kinds = ["pause 8 s", "upload"].map(|kind| Slow {
                 kind: kind.to_owned(),
-                crowd,
+                crowd: crowd.clone(),
             });
             Run {
                 slow: kinds.to_vec(),

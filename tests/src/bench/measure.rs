@@ -1,10 +1,11 @@
 //! From what was seen to the figures. Pure.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::report::{Crowd, Recovery, Second};
 use super::sampler::Sample;
-use crate::senders::{Session, Tally, quantile};
+use crate::senders::{Outcome, Session, Stage, Tally, quantile};
 
 /// A queue of so many is saturation: a short one comes with any fork.
 const SATURATED: u32 = 5;
@@ -35,15 +36,43 @@ pub fn crowd<'a>(sessions: impl IntoIterator<Item = &'a Session> + Clone) -> Cro
         let waits = sessions.clone().into_iter().map(Session::wait);
         quantile(waits, q).map(milliseconds)
     };
+    let mut losses = BTreeMap::new();
+    for loss in sessions
+        .clone()
+        .into_iter()
+        .filter_map(|session| loss(session.outcome))
+    {
+        *losses.entry(loss).or_default() += 1;
+    }
     Crowd {
         tried: tally.tried,
         delivered: tally.delivered,
         no_greeting: tally.no_greeting,
         refused: tally.refused,
         dropped: tally.dropped,
+        losses,
         greeting_p50_ms: greeting(0.5),
         greeting_p90_ms: greeting(0.9),
         greeting_p99_ms: greeting(0.99),
+    }
+}
+
+/// In words; `None` for a delivery.
+fn loss(outcome: Outcome) -> Option<String> {
+    let place = |stage| match stage {
+        Stage::Connect => "connect",
+        Stage::Greeting => "the greeting",
+        Stage::Ehlo => "EHLO",
+        Stage::Mail => "MAIL",
+        Stage::Rcpt => "RCPT",
+        Stage::Data => "DATA",
+        Stage::Body => "the message",
+    };
+    match outcome {
+        Outcome::Delivered => None,
+        Outcome::NoGreeting => Some("no greeting".to_owned()),
+        Outcome::Refused(stage, code) => Some(format!("{code} at {}", place(stage))),
+        Outcome::Dropped(stage) => Some(format!("dropped at {}", place(stage))),
     }
 }
 
@@ -85,7 +114,7 @@ pub fn recovery<'a>(
 }
 
 fn is_prompt(session: &Session) -> bool {
-    session.outcome == crate::senders::Outcome::Delivered && session.wait().is_some_and(|wait| wait < PROMPT)
+    session.outcome == Outcome::Delivered && session.wait().is_some_and(|wait| wait < PROMPT)
 }
 
 /// When a queue first was long in the attack; `None` when it never was.
@@ -123,7 +152,7 @@ pub(super) fn seconds(sessions: &[Session], samples: &[Sample], attack: Instant)
         at(session.started, &mut |second| {
             second.waits_ms.push(session.wait().map(milliseconds));
         });
-        if session.outcome == crate::senders::Outcome::Delivered {
+        if session.outcome == Outcome::Delivered {
             at(session.ended, &mut |second| second.delivered += 1);
         }
     }
@@ -141,7 +170,6 @@ pub(super) fn seconds(sessions: &[Session], samples: &[Sample], attack: Instant)
 mod tests {
     use super::*;
     use crate::clock;
-    use crate::senders::{Outcome, Stage};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -244,6 +272,11 @@ mod tests {
         let late = session(base, at_once, Outcome::Refused(Stage::Ehlo, 421));
         let crowd = crowd(&[busy, late]);
         assert_eq!((crowd.tried, crowd.refused, crowd.lost()), (2, 2, 2));
+        let losses = [("421 at EHLO", 1), ("421 at the greeting", 1)];
+        assert_eq!(
+            crowd.losses,
+            BTreeMap::from(losses.map(|(loss, count)| (loss.to_owned(), count)))
+        );
         assert_eq!((crowd.greeting_p50_ms, crowd.greeting_p99_ms), (Some(1.0), None));
     }
 

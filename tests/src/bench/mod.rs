@@ -15,6 +15,7 @@ pub mod expect;
 pub mod measure;
 mod plot;
 pub mod profiles;
+pub mod reaction;
 pub mod report;
 mod sampler;
 pub mod scenarios;

@@ -1,5 +1,6 @@
 //! What a run says, as it is stored: JSON with units in the names. `null` is "there was none", never "not looked at".
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use serde::{Deserialize, Serialize};
@@ -100,7 +101,7 @@ pub struct Run {
 }
 
 /// Sessions, and how long they waited for a greeting.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Crowd {
     pub tried: usize,
     pub delivered: usize,
@@ -109,6 +110,8 @@ pub struct Crowd {
     pub refused: usize,
     /// The connection was lost, or stood still for as long as the sender's patience.
     pub dropped: usize,
+    /// What became of those that were not delivered, in words such as "421 at EHLO".
+    pub losses: BTreeMap<String, usize>,
     /// From the start of the connect to the greeting; `null` when that session was never greeted.
     pub greeting_p50_ms: Option<f64>,
     pub greeting_p90_ms: Option<f64>,

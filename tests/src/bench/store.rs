@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::reaction::{self, Reaction};
 use super::report::Outcome;
 use super::{docs, plot, profiles, table};
+
+const REACTION: &str = "reaction.json";
 
 /// A directory of results.
 #[derive(Debug, Clone)]
@@ -36,23 +39,41 @@ impl Store {
         let file = |end: &str| self.directory.join(format!("{}.{end}", outcome.profile));
         write(&file("json"), &(serde_json::to_string(outcome)? + "\n"))?;
         write(&file("svg"), &plot::draw(outcome)?)?;
-        write(&self.directory.join("tables.md"), &self.tables()?)
+        write(&self.directory.join("tables.md"), &self.tables())
     }
 
-    /// The newest run of each profile, in the order of the profiles.
-    ///
-    /// # Errors
-    /// A file is not what [`Self::keep`] writes.
-    pub fn outcomes(&self) -> Result<Vec<Outcome>> {
+    /// The newest run of each profile, in the order of the profiles; what cannot be read is left out, and said so.
+    pub fn outcomes(&self) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         for profile in profiles::all() {
             let path = self.directory.join(format!("{}.json", profile.name));
             let Ok(text) = fs::read_to_string(&path) else {
                 continue;
             };
-            outcomes.push(serde_json::from_str(&text).with_context(|| path.display().to_string())?);
+            match serde_json::from_str(&text) {
+                Ok(outcome) => outcomes.push(outcome),
+                // Most likely an older benchmark wrote it; that is no reason to lose the run of today.
+                Err(error) => eprintln!("{} is left out: {error}", path.display()),
+            }
         }
-        Ok(outcomes)
+        outcomes
+    }
+
+    /// Keeps how soon the daemon acts, in place of what was there.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn keep_reaction(&self, reaction: &Reaction) -> Result<()> {
+        write(
+            &self.directory.join(REACTION),
+            &(serde_json::to_string(reaction)? + "\n"),
+        )
+    }
+
+    /// `None` where it was not measured.
+    pub fn reaction(&self) -> Option<Reaction> {
+        let text = fs::read_to_string(self.directory.join(REACTION)).ok()?;
+        serde_json::from_str(&text).ok()
     }
 
     /// Puts tables and pictures of all runs into the page `docs/benchmark.md` below `root`.
@@ -65,8 +86,11 @@ impl Store {
         fs::create_dir_all(&pictures)?;
         own_like_parent(&pictures)?;
         let mut page = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let outcomes = self.outcomes()?;
+        let outcomes = self.outcomes();
         page = docs::replace(&page, "summary", &table::summary(&outcomes))?;
+        if let Some(reaction) = self.reaction() {
+            page = docs::replace(&page, "reaction", &reaction::table(&reaction))?;
+        }
         for outcome in &outcomes {
             let name = &outcome.profile;
             write(&pictures.join(format!("{name}.svg")), &plot::draw(outcome)?)?;
@@ -80,8 +104,8 @@ impl Store {
         write(&path, &page)
     }
 
-    fn tables(&self) -> Result<String> {
-        let outcomes = self.outcomes()?;
+    fn tables(&self) -> String {
+        let outcomes = self.outcomes();
         let mut text = table::summary(&outcomes);
         for outcome in &outcomes {
             text.push_str(&format!(
@@ -92,7 +116,7 @@ impl Store {
                 table::caption(outcome)
             ));
         }
-        Ok(text)
+        text
     }
 }
 
@@ -132,10 +156,12 @@ mod tests {
         for outcome in [&ramp, &flood] {
             store.keep(outcome).unwrap();
         }
-        assert_eq!(store.outcomes().unwrap(), [flood.clone(), ramp.clone()]);
+        assert_eq!(store.outcomes(), [flood.clone(), ramp.clone()]);
         flood.seed = 2;
         store.keep(&flood).unwrap();
-        assert_eq!(store.outcomes().unwrap(), [flood, ramp]);
+        assert_eq!(store.outcomes(), [flood.clone(), ramp]);
+        fs::write(store.directory().join("ramp.json"), "{}").unwrap();
+        assert_eq!(store.outcomes(), [flood]);
         let tables = fs::read_to_string(store.directory().join("tables.md")).unwrap();
         assert!(
             tables.contains("## flood") && tables.contains("## ramp"),

@@ -6,14 +6,14 @@ use super::scenarios;
 /// The figures of a profile, a line for each scenario.
 pub fn of_profile(outcome: &Outcome) -> String {
     let mut text = String::from(
-        "| | delivered | no greeting | greeting p50 / p90 / p99 | recovery | overflows | longest queue | trips, reloads | shed \
+        "| | delivered | lost | greeting p50 / p90 / p99 | recovery | overflows | longest queue | trips, reloads | shed \
          | slow senders lost | attackers dropped | stress off after |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     for run in &outcome.runs {
         let cells = [
             run.scenario.clone(),
             delivered(&run.legitimate),
-            run.legitimate.no_greeting.to_string(),
+            losses(&run.legitimate),
             greeting(&run.legitimate),
             recovery(run.recovery),
             run.overflows.to_string(),
@@ -103,6 +103,14 @@ fn percent(crowd: &Crowd) -> String {
 
 fn delivered(crowd: &Crowd) -> String {
     format!("{} ({} of {})", percent(crowd), crowd.delivered, crowd.tried)
+}
+
+fn losses(crowd: &Crowd) -> String {
+    if crowd.losses.is_empty() {
+        return "-".to_owned();
+    }
+    let losses = crowd.losses.iter().map(|(loss, count)| format!("{loss} {count}"));
+    losses.collect::<Vec<_>>().join("; ")
 }
 
 fn greeting(crowd: &Crowd) -> String {
@@ -226,7 +234,9 @@ pub(super) mod tests {
         builtin.legitimate = Crowd {
             tried: 2846,
             delivered: 1139,
-            no_greeting: 1707,
+            no_greeting: 1700,
+            refused: 7,
+            losses: [("no greeting".to_owned(), 1700), ("421 at EHLO".to_owned(), 7)].into(),
             ..Crowd::default()
         };
         builtin.recovery = Recovery::AfterS(317.0);
@@ -255,11 +265,11 @@ pub(super) mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(
             lines[2],
-            "| builtin | 40.0 % (1139 of 2846) | 1707 | none / none / none | 317 s | 19839 | 4 | - | - | - | 0 of 0 | - |"
+            "| builtin | 40.0 % (1139 of 2846) | 421 at EHLO 7; no greeting 1700 | none / none / none | 317 s | 19839 | 4 | - | - | - | 0 of 0 | - |"
         );
         assert_eq!(
             lines[3],
-            "| sentinel | 100 % (1000 of 1000) | 0 | 4.0 ms / 439 ms / 1.8 s | - | 0 | 4 | 1, 1 | 8 | upload 1 of 20 \
+            "| sentinel | 100 % (1000 of 1000) | - | 4.0 ms / 439 ms / 1.8 s | - | 0 | 4 | 1, 1 | 8 | upload 1 of 20 \
              | 0 of 0 | 31 s |"
         );
         assert_eq!(lines.last(), Some(&"headroom was not run: unknown key"));

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use sentinel_lab::bench::expect::{self, Verdict};
 use sentinel_lab::bench::profiles::{self, Profile};
+use sentinel_lab::bench::reaction;
 use sentinel_lab::bench::report::{Machine, NotRun, Outcome};
 use sentinel_lab::bench::scenarios::{self, Scenario};
 use sentinel_lab::bench::{Phases, Store, of_profile, side_by_side, summary};
@@ -45,6 +46,9 @@ struct Arguments {
     /// Put what is stored into docs/benchmark.md and its pictures, after the runs; not with --quick
     #[arg(long, conflicts_with = "quick")]
     docs: bool,
+    /// Measure besides how soon the daemon acts, over so many trips
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    reaction: Option<u16>,
     /// Run nothing: only print what is stored, and do what --expect and --docs say
     #[arg(long)]
     stored: bool,
@@ -74,10 +78,18 @@ fn bench(arguments: &Arguments) -> Result<bool> {
         (profile.name, !quick || profiles::QUICK.contains(&profile.name))
     })?;
     let store = Store::open(target()?.join(if quick { "bench/quick" } else { "bench" }))?;
-    if !arguments.stored {
+    // By itself unless profiles are named too: it wants an idle machine.
+    if let Some(rounds) = arguments.reaction {
+        netns::require_root()?;
+        store.keep_reaction(&reaction::measure(rounds.into())?)?;
+    }
+    if !arguments.stored && (arguments.reaction.is_none() || !arguments.profile.is_empty()) {
         run(arguments, &profiles, &store)?;
     }
-    let mut outcomes = store.outcomes()?;
+    if let Some(reaction) = store.reaction() {
+        println!("\n{}", reaction::table(&reaction));
+    }
+    let mut outcomes = store.outcomes();
     outcomes.retain(|outcome| profiles.iter().any(|profile| profile.name == outcome.profile));
     if arguments.stored {
         for outcome in &outcomes {

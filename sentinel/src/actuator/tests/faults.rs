@@ -77,7 +77,7 @@ fn at_every_step(
 fn every_fault_at_every_step_of_a_trip() {
     let act = |bench: &Bench, actuator: &mut Actuator| {
         actuator
-            .trip(&bench.target(), &why(), clock::now())
+            .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
             .map(drop)
             .map_err(|error| error.to_string())
     };
@@ -117,7 +117,9 @@ fn every_fault_at_every_step_of_a_clear() {
     let prepare = |bench: &Bench| {
         let mut actuator = bench.actuator();
         actuator.postconf = |_| None;
-        actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
+        actuator
+            .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
+            .unwrap();
     };
     let act = |bench: &Bench, actuator: &mut Actuator| {
         actuator
@@ -150,7 +152,7 @@ fn every_fault_at_every_step_of_a_clear() {
 fn every_fault_at_every_step_of_a_rollback() {
     let act = |bench: &Bench, actuator: &mut Actuator| {
         let in_flight = actuator
-            .trip(&bench.target(), &why(), clock::now())
+            .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
             .map_err(|error| error.to_string())?;
         actuator
             .rollback(in_flight, "no stress", clock::now())
@@ -173,7 +175,9 @@ fn every_fault_at_every_step_of_a_restore() {
     let prepare = |bench: &Bench| {
         let mut actuator = bench.actuator();
         actuator.postconf = |_| None;
-        actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
+        actuator
+            .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
+            .unwrap();
     };
     let act = |bench: &Bench, actuator: &mut Actuator| {
         let report = actuator.restore(&[bench.dir().to_owned()], clock::now());

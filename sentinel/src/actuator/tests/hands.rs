@@ -9,7 +9,7 @@ fn others_work_stays() {
     let bench = Bench::new();
     bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap();
     bench.reloads();
     let theirs = b"relay     unix  -       -       y       -       -       smtp\n";
@@ -40,7 +40,10 @@ fn the_wall_clock_jumps() {
     for hours in [-48, 48] {
         let bench = Bench::new();
         let trip = clock::now();
-        bench.actuator().trip(&bench.target(), &why(), trip).unwrap();
+        bench
+            .actuator()
+            .trip(&bench.target(), Change::STRESS, &why(), trip)
+            .unwrap();
         let later = clock::Now {
             wall: trip.wall + jiff::SignedDuration::from_hours(hours),
             ..clock::now()
@@ -67,7 +70,9 @@ fn a_listener_that_is_not_open_yet_forbids_a_reload() {
     };
     open(&[25]);
     let mut actuator = bench.actuator();
-    let refused = actuator.trip(&bench.target(), &why(), clock::now()).unwrap_err();
+    let refused = actuator
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
+        .unwrap_err();
     assert!(
         refused.to_string().contains("the listener submission/inet"),
         "{refused}"
@@ -75,7 +80,9 @@ fn a_listener_that_is_not_open_yet_forbids_a_reload() {
     assert_eq!(bench.bytes(), ORIGINAL.as_bytes());
     assert!(bench.reloads().is_empty());
     open(&[25, 587]);
-    actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
+    actuator
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
+        .unwrap();
     bench.reloads();
 
     let theirs = b"2525      inet  n       -       y       -       -       smtpd\n";
@@ -104,7 +111,7 @@ fn the_journal_is_lost() {
     let bench = Bench::new();
     bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap();
     bench.reloads();
     std::fs::remove_dir_all(bench.state()).unwrap();
@@ -127,7 +134,7 @@ fn replaced_by_the_admin() {
     let bench = Bench::new();
     bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap();
     bench.reloads();
     let theirs = b"smtp inet n - y - 50 smtpd\n";
@@ -153,7 +160,9 @@ fn replaced_by_the_admin() {
 fn broken_by_somebody_else() {
     let bench = Bench::new();
     let mut actuator = bench.actuator();
-    actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
+    actuator
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
+        .unwrap();
     bench.reloads();
     let broken = [bench.bytes().as_slice(), b"relay unix\n"].concat();
     std::fs::write(bench.file(), &broken).unwrap();
@@ -183,7 +192,7 @@ fn broken_just_before_the_signal() {
     }));
     bench
         .actuator_with(steps)
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap_err();
     assert!(bench.reloads().is_empty());
     assert_eq!(bench.bytes(), [ORIGINAL, "relay unix\n"].concat().into_bytes());
@@ -199,7 +208,7 @@ fn changed_while_we_were_at_it() {
     }));
     let error = bench
         .actuator_with(steps)
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap_err();
     assert!(matches!(error, ActError::File(FileError::Changed(_))), "{error}");
     assert_eq!(bench.bytes(), b"smtp inet n - y - 7 smtpd\n");
@@ -211,7 +220,7 @@ fn an_admins_own_stress_is_refused() {
     let bench = Bench::with(b"smtp inet n - y - - smtpd -o stress=\n");
     bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap_err();
     assert_eq!(bench.bytes(), b"smtp inet n - y - - smtpd -o stress=\n");
     assert_eq!(bench.history().pop().unwrap().outcome, Some(Outcome::Refused));
@@ -223,7 +232,9 @@ fn clear_without_a_trip_is_refused_and_after_the_admins_removal_tells_the_master
     let mut actuator = bench.actuator();
     let error = actuator.clear(&bench.target(), &why(), clock::now()).unwrap_err();
     assert!(matches!(error, ActError::NothingOfOurs { .. }));
-    actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
+    actuator
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
+        .unwrap();
     bench.reloads();
     std::fs::write(bench.file(), ORIGINAL).unwrap();
     actuator.clear(&bench.target(), &why(), clock::now()).unwrap();
@@ -266,7 +277,7 @@ fn what_must_not_be_replaced_is_not() {
         let before = std::fs::symlink_metadata(bench.file()).unwrap();
         let error = bench
             .actuator()
-            .trip(&bench.target(), &why(), clock::now())
+            .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
             .unwrap_err();
         assert!(error.to_string().contains(words), "{words}: {error}");
         let after = std::fs::symlink_metadata(bench.file()).unwrap();
@@ -285,7 +296,7 @@ fn made_a_link_while_stressed() {
     let bench = Bench::new();
     bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap();
     bench.reloads();
     std::fs::rename(bench.file(), bench.dir().join("real")).unwrap();
@@ -303,7 +314,7 @@ fn a_file_that_is_missing_is_not_reloaded() {
     let bench = Bench::new();
     bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
         .unwrap();
     bench.reloads();
     std::fs::remove_file(bench.file()).unwrap();
@@ -327,12 +338,16 @@ fn a_second_sentinel_is_refused() {
     let elsewhere = bench.home.path().join("other-state");
     let masters = Box::new(bench.paper.clone());
     let mut second = Actuator::open_with(&elsewhere, ReloadMode::Signal, masters, Steps::default()).unwrap();
-    let error = second.trip(&bench.target(), &why(), clock::now()).unwrap_err();
+    let error = second
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
+        .unwrap_err();
     assert!(
         matches!(error, ActError::Lock(LockError::Claimed { .. })),
         "{error}"
     );
-    first.trip(&bench.target(), &why(), clock::now()).unwrap();
+    first
+        .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
+        .unwrap();
     let report = second.restore(&[bench.dir().to_owned()], clock::now());
     assert!(!report.complete());
     assert_eq!(edit::ours(&bench.bytes()), [id("smtp")]);
@@ -384,7 +399,7 @@ fn a_refused_candidate_never_reaches_the_file() {
         let before = state(&bench);
         let error = bench
             .actuator()
-            .trip(&bench.target(), &why(), clock::now())
+            .trip(&bench.target(), STRESS_AND_ROOM, &why(), clock::now())
             .unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
         assert_eq!(state(&bench), before, "{words}");

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use super::signal::tests::FakeMaster;
 use super::*;
 use crate::clock;
-use crate::postfix::edit;
+use crate::postfix::edit::{self, Change};
 
 const ORIGINAL: &str = "\
 # The admin's own words.
@@ -22,6 +22,12 @@ submission inet n       -       y       -       -       smtpd
 \t-o smtpd_tls_security_level=encrypt
 pickup    unix  n       -       y       60      1       pickup
 ";
+
+/// Everything that an edit can be, for whoever looks for a step that leaves something behind.
+const STRESS_AND_ROOM: Change = Change {
+    stress: true,
+    maxproc: Some(80),
+};
 
 fn id(name: &str) -> ServiceId {
     ServiceId {
@@ -195,7 +201,9 @@ fn why() -> Vec<String> {
 fn there_and_back() {
     let bench = Bench::new();
     let mut actuator = bench.actuator();
-    let in_flight = actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
+    let in_flight = actuator
+        .trip(&bench.target(), Change::STRESS, &why(), clock::now())
+        .unwrap();
     assert_eq!(in_flight.target, bench.target());
     assert_eq!(edit::ours(&bench.bytes()), [id("smtp")]);
     assert_eq!(bench.reloads(), [bench.bytes()]);
@@ -239,7 +247,9 @@ fn two_services_in_one_file() {
     let mut actuator = bench.actuator();
     let (smtp, submission) = (bench.target_of("smtp"), bench.target_of("submission"));
     for target in [&smtp, &submission] {
-        actuator.trip(target, &why(), clock::now()).unwrap();
+        actuator
+            .trip(target, Change::STRESS, &why(), clock::now())
+            .unwrap();
     }
     actuator.clear(&smtp, &why(), clock::now()).unwrap();
     assert_eq!(edit::ours(&bench.bytes()), [id("submission")]);
@@ -254,7 +264,7 @@ fn killed_while_stressed() {
     let bench = Bench::new();
     bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), Change::STRESS, &why(), clock::now())
         .unwrap();
     bench.reloads();
     let report = bench.restore();
@@ -282,7 +292,7 @@ fn a_failure_names_its_step() {
     }));
     let error = bench
         .actuator_with(steps)
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), Change::STRESS, &why(), clock::now())
         .unwrap_err();
     assert!(error.not_permitted());
     let last = bench.history().pop().unwrap();
@@ -305,7 +315,7 @@ fn a_master_that_is_gone() {
     bench.paper.told.lock().unwrap().answer = Some(gone);
     let error = bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), Change::STRESS, &why(), clock::now())
         .unwrap_err();
     assert!(
         matches!(error, ActError::Reload(ReloadError::Gone { .. })),
@@ -315,7 +325,7 @@ fn a_master_that_is_gone() {
     bench.paper.told.lock().unwrap().dead = true;
     bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), Change::STRESS, &why(), clock::now())
         .unwrap_err();
     bench.assert_original("gone before");
 }
@@ -331,7 +341,7 @@ fn a_reload_of_unknown_end_is_followed_by_one() {
     bench.paper.told.lock().unwrap().answer = Some(unknown);
     bench
         .actuator()
-        .trip(&bench.target(), &why(), clock::now())
+        .trip(&bench.target(), Change::STRESS, &why(), clock::now())
         .unwrap_err();
     assert_eq!(bench.reloads(), [ORIGINAL.as_bytes()]);
     bench.assert_original("unknown end");
@@ -341,7 +351,9 @@ fn a_reload_of_unknown_end_is_followed_by_one() {
 fn rollback_of_a_master_that_died_does_not_signal() {
     let bench = Bench::new();
     let mut actuator = bench.actuator();
-    let in_flight = actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
+    let in_flight = actuator
+        .trip(&bench.target(), Change::STRESS, &why(), clock::now())
+        .unwrap();
     bench.reloads();
     bench.paper.told.lock().unwrap().dead = true;
     actuator
@@ -370,7 +382,9 @@ fn a_master_that_was_restarted_meanwhile() {
     };
     for rolling_back in [false, true] {
         let mut actuator = bench.actuator();
-        let in_flight = actuator.trip(&bench.target(), &why(), clock::now()).unwrap();
+        let in_flight = actuator
+            .trip(&bench.target(), Change::STRESS, &why(), clock::now())
+            .unwrap();
         bench.reloads();
         if rolling_back {
             let in_flight = InFlight {
@@ -401,7 +415,9 @@ fn history_waits_for_room() {
         _ => Ok(()),
     }));
     let mut actuator = bench.actuator_with(steps);
-    actuator.trip(&bench.target(), &why(), clock::now()).unwrap_err();
+    actuator
+        .trip(&bench.target(), Change::STRESS, &why(), clock::now())
+        .unwrap_err();
     assert!(bench.history().is_empty());
     *full.lock().unwrap() = false;
     actuator.record(HistoryEntry::new(clock::now().wall, Kind::Probe));
@@ -422,14 +438,16 @@ fn dry_run_writes_nothing() {
     };
     let before = listing();
     let mut dry = DryRun::with(Box::new(bench.paper.clone()));
-    let entry = dry.trip(&bench.target(), &why(), clock::now()).unwrap();
+    let entry = dry
+        .trip(&bench.target(), Change::STRESS, &why(), clock::now())
+        .unwrap();
     assert_eq!(entry.outcome, Some(Outcome::DryRun));
     assert_eq!(entry.reasons, why());
     assert_eq!(listing(), before);
     assert!(bench.reloads().is_empty());
     let missing = bench.target_of("nonesuch");
     assert!(matches!(
-        dry.trip(&missing, &why(), clock::now()),
+        dry.trip(&missing, Change::STRESS, &why(), clock::now()),
         Err(ActError::Edit { .. })
     ));
 }
@@ -444,7 +462,9 @@ fn a_real_signal() {
         ..bench.target()
     };
     let mut actuator = Actuator::open(&bench.state(), ReloadMode::Signal).unwrap();
-    actuator.trip(&target, &why(), clock::now()).unwrap();
+    actuator
+        .trip(&target, Change::STRESS, &why(), clock::now())
+        .unwrap();
     assert_eq!(fake.hangups(1), 1);
     actuator.clear(&target, &why(), clock::now()).unwrap();
     assert_eq!(fake.hangups(2), 2);

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::{Finding, Verdict, postfix_config};
+use super::{Finding, Verdict, headroom, postfix_config};
 use crate::config::{ActMode, Config};
 use crate::postfix::discovery::Survey;
 use crate::postfix::main_cf::Settings;
@@ -112,6 +112,7 @@ fn services(master: &Master, config: &Config) -> Vec<Finding> {
             Err(why) => Finding::yes(subject(&entry.id), format!("watched, never touched: {why}")),
         })
         .collect();
+    findings.extend(headroom::findings(master, &entries, config.act.headroom));
     if config.act.mode == ActMode::Enforce && !entries.iter().any(|entry| entry.actionable.is_ok()) {
         findings.push(Finding::new(
             Verdict::No,

@@ -37,6 +37,45 @@ fn mute(age: u64) -> Connection {
     }
 }
 
+fn offence(connection: Connection) -> Offender {
+    Offender {
+        connection,
+        reason: Reason::Mute,
+        since: connection.since_sent,
+    }
+}
+
+#[test]
+fn who_comes_back_to_say_nothing_again_is_met_with_half_the_patience() {
+    let mut ledger = Ledger::new(Duration::from_secs(30));
+    let start = crate::clock::now().mono;
+    let again = |seconds: u64, host: u8| Connection {
+        cookie: [8; 8],
+        remote: std::net::SocketAddr::from(([198, 51, 100, host], 41_000)),
+        ..mute(seconds)
+    };
+    let mut named = |at: u64, connection: Connection, situation| {
+        ledger.see(start + Duration::from_secs(at), &[connection], &LIMITS);
+        let named = ledger.offenders(&[connection], &LIMITS, FLOOR, situation);
+        if at == 0 {
+            ledger.closed(start, &offence(connection));
+        }
+        !named.is_empty()
+    };
+    assert!(
+        !named(0, again(3, 7), FULL),
+        "the first time it has the whole of it"
+    );
+    assert!(named(5, again(3, 7), FULL));
+    assert!(!named(6, again(2, 7), FULL));
+    assert!(!named(7, again(3, 8), FULL), "another client");
+    assert!(
+        !named(8, again(3, 7), EASY),
+        "while there are slots, patience is whole"
+    );
+    assert!(!named(700, again(3, 7), FULL), "forgotten");
+}
+
 fn reason(looks: &[Connection], situation: Situation) -> Option<Reason> {
     let mut ledger = Ledger::new(Duration::from_secs(30));
     let start = crate::clock::now().mono;
@@ -194,7 +233,7 @@ fn sessions_that_only_stress_mode_ends_are_counted_for_a_while() {
     assert_eq!(ledger.ended_per_s(), 0.0);
     ledger.see(start + Duration::from_secs(60), &[], &LIMITS);
     assert_eq!(ledger.ended_per_s(), 0.0, "it left by itself");
-    ledger.closed(start + Duration::from_secs(61), &mute(6));
+    ledger.closed(start + Duration::from_secs(61), &offence(mute(6)));
     assert!(ledger.ended_per_s() > 0.0);
 }
 
