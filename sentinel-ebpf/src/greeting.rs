@@ -21,7 +21,8 @@ use aya_ebpf::{
 use sentinel_ebpf::GREETING_BUCKETS;
 
 use crate::{
-    maps::{CONNS, Conn, add, port_is_watched, stats},
+    conns::{self, Conn},
+    maps::{add, port_is_watched, stats},
     sock::Sock,
 };
 
@@ -63,12 +64,11 @@ fn acknowledged(ctx: &SockOpsContext) {
         // Our FIN alone.
         return;
     }
-    let Some(conn) = CONNS.get_ptr_mut(sk) else {
+    let sk = Sock::of_pointer(sk);
+    let Some(conn) = conns::get(sk.0) else {
         // Another namespace's connection to a port of the same number.
         return no_more_rtt(ctx);
     };
-    // SAFETY: a live map value, under the socket's lock.
-    let conn = unsafe { &mut *conn };
     no_more_rtt(ctx);
     if conn.flags & Conn::GREETED != 0 {
         return;
@@ -82,7 +82,7 @@ fn acknowledged(ctx: &SockOpsContext) {
         return;
     }
 
-    let us = sent_ns(ctx, conn).saturating_sub(conn.established_ns) / 1000;
+    let us = sent_ns(ctx, sk).saturating_sub(conn.established_ns) / 1000;
     add(&mut stats.greetings_sum_us, us);
     add(&mut stats.greetings_log2_us[bucket(us)], 1);
 }
@@ -90,8 +90,8 @@ fn acknowledged(ctx: &SockOpsContext) {
 /// When the greeting left, CLOCK_MONOTONIC. Without the kernel's own note of it, it is the time of the acknowledgement
 /// less the round trip, which the callback brings from 6.12 on (before, that argument is 0).
 #[inline(always)]
-fn sent_ns(ctx: &SockOpsContext, conn: &Conn) -> u64 {
-    match Sock(conn.sk).rack_mstamp() {
+fn sent_ns(ctx: &SockOpsContext, sk: Sock) -> u64 {
+    match sk.rack_mstamp() {
         // SAFETY: a helper without arguments.
         0 => unsafe { bpf_ktime_get_ns() }.saturating_sub(u64::from(ctx.arg(0)) * 1000),
         us => us * 1000,

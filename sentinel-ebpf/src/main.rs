@@ -9,6 +9,7 @@
     reason = "BPF reads kernel memory and map values through raw pointers"
 )]
 
+mod conns;
 mod greeting;
 mod maps;
 mod overflow;

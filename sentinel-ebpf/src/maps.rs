@@ -2,12 +2,9 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, PerCpuArray},
 };
-use sentinel_ebpf::{
-    ListenerKey, ListenerStats, MAX_CONNECTIONS, MAX_LISTENERS, MAX_SOURCES, PORT_WORDS, SlotId, SourceKind,
-    SourceStats,
-};
+use sentinel_ebpf::{EVICTION_COUNTS, ListenerKey, ListenerStats, MAX_LISTENERS, PORT_WORDS, SlotId};
 
 /// The watched listeners; written by userspace.
 #[map]
@@ -25,46 +22,10 @@ static STATS: PerCpuArray<ListenerStats> = PerCpuArray::with_max_entries(MAX_LIS
 #[map]
 pub(crate) static EPOCH: Array<u32> = Array::with_max_entries(1, 0);
 
-/// The connections that are open, by the address of their `struct sock`.
+/// What was forgotten to make room: by [`SourceKind`](sentinel_ebpf::SourceKind), then
+/// [`CONNECTION_EVICTIONS`](sentinel_ebpf::CONNECTION_EVICTIONS).
 #[map]
-pub(crate) static CONNS: LruHashMap<u64, Conn> = LruHashMap::with_max_entries(MAX_CONNECTIONS, 0);
-
-#[map]
-pub(crate) static SOURCES_V4_HOST: LruHashMap<u32, SourceStats> =
-    LruHashMap::with_max_entries(MAX_SOURCES, 0);
-#[map]
-pub(crate) static SOURCES_V4_NET: LruHashMap<u32, SourceStats> = LruHashMap::with_max_entries(MAX_SOURCES, 0);
-#[map]
-pub(crate) static SOURCES_V6_NET: LruHashMap<u64, SourceStats> = LruHashMap::with_max_entries(MAX_SOURCES, 0);
-
-/// Insertions by [`SourceKind`]; less the entries there are, it is how many sources were forgotten.
-#[map]
-pub(crate) static SOURCE_INSERTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SourceKind::COUNT, 0);
-
-/// A connection between its ESTABLISHED and its CLOSE.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Conn {
-    /// The key again, as a number: sock_ops may not calculate with its own pointer to the socket, but it may with this.
-    pub(crate) sk: u64,
-    pub(crate) established_ns: u64,
-    /// The prefix of a [`crate::sources::Client`].
-    pub(crate) client: u64,
-    pub(crate) id: SlotId,
-    /// The constants below.
-    pub(crate) flags: u32,
-}
-
-impl Conn {
-    /// The client's address is IPv6, and not an IPv4 one in disguise.
-    pub(crate) const CLIENT_V6: u32 = 1;
-    /// The client sent a FIN while it waited in the accept queue: counted as early disconnect there and then.
-    pub(crate) const LEFT_QUEUED: u32 = 2;
-    /// The client sent a FIN after accept() and before we sent data; CLOSE tells whether it left or only half-closed.
-    pub(crate) const LEFT_UNGREETED: u32 = 4;
-    /// The greeting has its latency.
-    pub(crate) const GREETED: u32 = 8;
-}
+static EVICTIONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(EVICTION_COUNTS, 0);
 
 /// Whether any listener is watched on the port (host byte order).
 #[inline(always)]
@@ -82,6 +43,18 @@ pub(crate) fn stats(id: SlotId) -> Option<&'static mut ListenerStats> {
     // instructions goes through `add`, which is one instruction.
     let stats = unsafe { &mut *stats };
     (stats.id == id).then_some(stats)
+}
+
+/// Notes that something was forgotten, and says how much of its kind has been on this CPU.
+#[inline(always)]
+pub(crate) fn count_eviction(of: u32) -> u64 {
+    let Some(evictions) = EVICTIONS.get_ptr_mut(of) else {
+        return 0;
+    };
+    // SAFETY: a live map value, this CPU's own.
+    let evictions = unsafe { &mut *evictions };
+    add(evictions, 1);
+    *evictions
 }
 
 /// Adds in one instruction, which 5.10 knows too. `core` has no fetch_add for BPF: it wants compare-and-exchange.

@@ -83,12 +83,15 @@ fn count_if_full_v6(listener: Sock, packet: Packet) {
 fn count_if_full(listener: Sock) {
     // The kernel's own test, sk_acceptq_is_full().
     let (depth, limit) = listener.backlog();
-    let port = listener.local_port();
-    if depth <= limit || !port_is_watched(port) {
+    if depth <= limit {
+        return;
+    }
+    let head = listener.head();
+    if !port_is_watched(head.port) {
         return;
     }
     // The listener itself: its address is the one it is watched under, wildcard or not.
-    let key = listener.listener_key(listener.family(), port);
+    let key = listener.listener_key(head);
     // SAFETY: the value is four bytes, copied at once; userspace frees a slot long before it gives it away again.
     let Some(id) = (unsafe { WATCHED.get(key) }).copied() else {
         return;

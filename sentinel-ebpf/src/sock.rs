@@ -42,22 +42,54 @@ macro_rules! offset {
 #[derive(Clone, Copy)]
 pub(crate) struct Sock(pub(crate) u64);
 
+/// What a `struct sock` begins with.
+#[derive(Clone, Copy)]
+pub(crate) struct Head {
+    /// Only meaningful for a socket of AF_INET, like the next.
+    pub(crate) client_v4: u32,
+    pub(crate) local_v4: u32,
+    /// The local one, in host byte order.
+    pub(crate) port: u16,
+    pub(crate) family: u16,
+}
+
 impl Sock {
-    /// Host byte order. 0 once the port is given back, which is before ->CLOSE: there, use [`Sock::source_port`].
+    /// Makes a number of a pointer that the verifier knows as one, and so lets nobody calculate with: it goes through memory,
+    /// read by a helper that does not know what is in there.
     #[inline(always)]
-    pub(crate) fn local_port(self) -> u16 {
-        read(self.0 + offset!(skc_num))
+    pub(crate) fn of_pointer(pointer: u64) -> Self {
+        Self(read((&raw const pointer) as u64))
+    }
+
+    /// Port, family and IPv4 addresses, in one read where they lie beside each other as on every kernel tried; the port is 0
+    /// once it is given back, which is before ->CLOSE: there, use [`Sock::source_port`].
+    #[inline(always)]
+    pub(crate) fn head(self) -> Head {
+        let start = offset!(skc_daddr);
+        let (local, port, family) = (offset!(skc_rcv_saddr), offset!(skc_num), offset!(skc_family));
+        // The verifier knows the offsets, and keeps one of the two ways.
+        if local == start + 4 && port == start + 14 && family == start + 16 {
+            let [client_v4, local_v4, _, ports, family] = read::<[u32; 5]>(self.0 + start);
+            Head {
+                client_v4,
+                local_v4,
+                port: (ports >> 16) as u16,
+                family: family as u16,
+            }
+        } else {
+            Head {
+                client_v4: read(self.0 + start),
+                local_v4: read(self.0 + local),
+                port: read(self.0 + port),
+                family: read(self.0 + family),
+            }
+        }
     }
 
     /// The local port as it stays until the end (`inet_sport`), in host byte order.
     #[inline(always)]
     pub(crate) fn source_port(self) -> u16 {
         u16::from_be(read(self.0 + offset!(inet_sport)))
-    }
-
-    #[inline(always)]
-    pub(crate) fn family(self) -> u16 {
-        read(self.0 + offset!(skc_family))
     }
 
     /// Two bytes wide: MPTCP is 262, and its low byte is TCP's 6.
@@ -82,10 +114,14 @@ impl Sock {
     /// SYN_RECV -> ESTABLISHED the first is one short of the depth with the child in it.
     #[inline(always)]
     pub(crate) fn backlog(self) -> (u32, u32) {
-        (
-            read(self.0 + offset!(sk_ack_backlog)),
-            read(self.0 + offset!(sk_max_ack_backlog)),
-        )
+        let (depth, limit) = (offset!(sk_ack_backlog), offset!(sk_max_ack_backlog));
+        // The verifier knows both offsets, and keeps one of the two ways.
+        if limit == depth + 4 {
+            let [depth, limit] = read(self.0 + depth);
+            (depth, limit)
+        } else {
+            (read(self.0 + depth), read(self.0 + limit))
+        }
     }
 
     /// Segments with data that were sent, retransmissions included.
@@ -111,26 +147,20 @@ impl Sock {
 
     /// The key of the listener that is bound to exactly the child's own address.
     #[inline(always)]
-    pub(crate) fn listener_key(self, family: u16, port: u16) -> ListenerKey {
+    pub(crate) fn listener_key(self, head: Head) -> ListenerKey {
         let net: u64 = read(self.0 + offset!(skc_net));
         let netns = read(net + offset!(net_inum));
-        let address = if family == AF_INET6 {
+        let address = if head.family == AF_INET6 {
             read(self.0 + offset!(skc_v6_rcv_saddr))
         } else {
-            [u64::from(read::<u32>(self.0 + offset!(skc_rcv_saddr))), 0]
+            [u64::from(head.local_v4), 0]
         };
         ListenerKey {
             netns,
-            port,
-            family,
+            port: head.port,
+            family: head.family,
             address,
         }
-    }
-
-    /// The client's address; only meaningful for a socket of AF_INET.
-    #[inline(always)]
-    pub(crate) fn client_v4(self) -> u32 {
-        read(self.0 + offset!(skc_daddr))
     }
 
     /// The client's address; only meaningful for a socket of AF_INET6.

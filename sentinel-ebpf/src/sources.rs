@@ -1,15 +1,21 @@
 //! Connections and early disconnects by source prefix, over all watched listeners.
 //!
-//! One map a kind of prefix, so that a flood from IPv6 addresses cannot push the IPv4 ones out. The maps are shared
-//! between the CPUs: their counts go up by [`add`].
+//! Places of its own for each kind of prefix, so that a flood from IPv6 addresses cannot push the IPv4 ones out. They are
+//! shared between the CPUs: their counts go up by [`add`]. Two sources that take the same place in the same few nanoseconds
+//! may get some counts of each other's.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, maps::LruHashMap};
-use sentinel_ebpf::{AF_INET6, SourceKind, SourceStats};
+use aya_ebpf::{macros::map, maps::Array};
+use sentinel_ebpf::{AF_INET6, SOURCE_SETS, SOURCE_WAYS, SourceKind, SourceSet};
 
 use crate::{
-    maps::{Conn, SOURCE_INSERTS, SOURCES_V4_HOST, SOURCES_V4_NET, SOURCES_V6_NET, add},
-    sock::Sock,
+    conns::Conn,
+    maps::{add, count_eviction},
+    sock::{Head, Sock},
 };
+
+/// Read by userspace.
+#[map]
+static SOURCES: Array<SourceSet> = Array::with_max_entries(SOURCE_SETS * SourceKind::COUNT, 0);
 
 /// A client: an IPv4 address, or the /64 of an IPv6 one; in network byte order. Not an enum: the compiler keeps the
 /// payload of the other variant in a register that it never sets, and the verifier refuses to see that one copied.
@@ -23,10 +29,10 @@ pub(crate) struct Client {
 impl Client {
     /// An IPv4 client of a dual-stack listener is an IPv4 client.
     #[inline(always)]
-    pub(crate) fn of(sk: Sock, family: u16) -> Self {
-        if family != AF_INET6 {
+    pub(crate) fn of(sk: Sock, head: Head) -> Self {
+        if head.family != AF_INET6 {
             return Self {
-                prefix: u64::from(sk.client_v4()),
+                prefix: u64::from(head.client_v4),
                 family_flag: 0,
             };
         }
@@ -61,11 +67,10 @@ impl Client {
     #[inline(always)]
     pub(crate) fn count_connection(self, now: u64) {
         if self.family_flag != 0 {
-            count_connection(&SOURCES_V6_NET, SourceKind::V6Net, self.prefix, now);
+            count_connection(SourceKind::V6Net, self.prefix, now);
         } else {
-            let address = self.prefix as u32;
-            count_connection(&SOURCES_V4_HOST, SourceKind::V4Host, address, now);
-            count_connection(&SOURCES_V4_NET, SourceKind::V4Net, net_of(address), now);
+            count_connection(SourceKind::V4Host, self.prefix, now);
+            count_connection(SourceKind::V4Net, net_of(self.prefix as u32).into(), now);
         }
     }
 
@@ -83,11 +88,10 @@ impl Client {
     #[inline(always)]
     fn change_early(self, change: u64) {
         if self.family_flag != 0 {
-            change_early(&SOURCES_V6_NET, self.prefix, change);
+            change_early(SourceKind::V6Net, self.prefix, change);
         } else {
-            let address = self.prefix as u32;
-            change_early(&SOURCES_V4_HOST, address, change);
-            change_early(&SOURCES_V4_NET, net_of(address), change);
+            change_early(SourceKind::V4Host, self.prefix, change);
+            change_early(SourceKind::V4Net, net_of(self.prefix as u32).into(), change);
         }
     }
 }
@@ -99,47 +103,59 @@ fn net_of(address: u32) -> u32 {
 }
 
 #[inline(always)]
-fn count_connection<K>(map: &LruHashMap<K, SourceStats>, kind: SourceKind, key: K, now: u64) {
-    if touch(map, &key, now) {
+fn count_connection(kind: SourceKind, prefix: u64, now: u64) {
+    let Some(set) = set(kind, prefix) else { return };
+    if let Some(place) = place_of(set, prefix) {
+        set.last_ns[place] = now;
+        add(&mut set.connections[place], 1);
         return;
     }
-    let first = SourceStats {
-        connections: 1,
-        early: 0,
-        first_ns: now,
-        last_ns: now,
-    };
-    if map.insert(&key, first, u64::from(BPF_NOEXIST)).is_ok() {
-        if let Some(inserts) = SOURCE_INSERTS.get_ptr_mut(kind as u32) {
-            // SAFETY: a live map value, this CPU's own.
-            add(unsafe { &mut *inserts }, 1);
+    let mut place = 0;
+    let mut other = 1;
+    while other < SOURCE_WAYS {
+        if set.last_ns[other] < set.last_ns[place % SOURCE_WAYS] {
+            place = other;
         }
-    } else {
-        // Another CPU was first; or there is no room to be had, which the LRU does not know.
-        touch(map, &key, now);
+        other += 1;
+    }
+    // For the verifier, which has lost sight of it.
+    let place = place % SOURCE_WAYS;
+    if set.last_ns[place] != 0 {
+        count_eviction(kind as u32);
+    }
+    set.prefix[place] = prefix;
+    set.last_ns[place] = now;
+    set.connections[place] = 1;
+    set.early[place] = 0;
+}
+
+#[inline(always)]
+fn change_early(kind: SourceKind, prefix: u64, change: u64) {
+    let Some(set) = set(kind, prefix) else { return };
+    let Some(place) = place_of(set, prefix) else {
+        return;
+    };
+    // Not below zero: the source may have been forgotten and begun anew since its early disconnect was counted.
+    if change == 1 || set.early[place] > 0 {
+        add(&mut set.early[place], change);
     }
 }
 
 #[inline(always)]
-fn touch<K>(map: &LruHashMap<K, SourceStats>, key: &K, now: u64) -> bool {
-    let Some(source) = map.get_ptr_mut(key) else {
-        return false;
-    };
-    // SAFETY: a live map value; when the LRU gives it to another source in this instant, that one counts one too many.
-    let source = unsafe { &mut *source };
-    add(&mut source.connections, 1);
-    source.last_ns = now;
-    true
+fn set(kind: SourceKind, prefix: u64) -> Option<&'static mut SourceSet> {
+    let set = SOURCES.get_ptr_mut(kind.set_of(prefix))?;
+    // SAFETY: a map value lives as long as the program; what other CPUs do to it meanwhile is said above.
+    Some(unsafe { &mut *set })
 }
 
 #[inline(always)]
-fn change_early<K>(map: &LruHashMap<K, SourceStats>, key: K, change: u64) {
-    if let Some(source) = map.get_ptr_mut(&key) {
-        // SAFETY: as in `touch`.
-        let source = unsafe { &mut *source };
-        // Not below zero: the source may have been forgotten and begun anew since its early disconnect was counted.
-        if change == 1 || source.early > 0 {
-            add(&mut source.early, change);
+fn place_of(set: &SourceSet, prefix: u64) -> Option<usize> {
+    let mut place = 0;
+    while place < SOURCE_WAYS {
+        if set.prefix[place] == prefix && set.last_ns[place] != 0 {
+            return Some(place % SOURCE_WAYS);
         }
+        place += 1;
     }
+    None
 }

@@ -11,15 +11,14 @@
 //! A run that interrupts another on the same CPU is left out by the kernel (6.1 and later); that is a window of some
 //! hundred nanoseconds, and what is missed then is one count.
 
-use aya_ebpf::{
-    bindings::BPF_ANY, helpers::bpf_ktime_get_ns, macros::raw_tracepoint, programs::RawTracePointContext,
-};
+use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::raw_tracepoint, programs::RawTracePointContext};
 use aya_log_ebpf::warn;
 use sentinel_ebpf::{ListenerStats, SlotId};
 
 use crate::{
-    maps::{CONNS, Conn, EPOCH, WATCHED, add, port_is_watched, stats},
-    sock::Sock,
+    conns::{self, Conn, Room},
+    maps::{EPOCH, WATCHED, add, port_is_watched, stats},
+    sock::{Head, Sock},
     sources::Client,
 };
 
@@ -52,20 +51,19 @@ pub(crate) fn state(ctx: RawTracePointContext) -> i32 {
 /// A handshake is complete: the connection is in the accept queue.
 #[inline(always)]
 fn arrived(ctx: &RawTracePointContext, sk: Sock) {
-    let port = sk.local_port();
+    let head = sk.head();
     // On some kernels an MPTCP connection goes through the same states as the TCP subflow under it (on 6.18 it jumps from
     // LISTEN to ESTABLISHED); only the subflow counts.
-    if !port_is_watched(port) || sk.protocol() != IPPROTO_TCP {
+    if !port_is_watched(head.port) || sk.protocol() != IPPROTO_TCP {
         return;
     }
-    let family = sk.family();
-    let Some(id) = listener_of(sk, family, port) else {
+    let Some(id) = listener_of(sk, head) else {
         return;
     };
     let Some(stats) = stats(id) else { return };
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
-    let client = Client::of(sk, family);
+    let client = Client::of(sk, head);
 
     add(&mut stats.connections, 1);
     note_queue(stats, sk, now);
@@ -73,26 +71,23 @@ fn arrived(ctx: &RawTracePointContext, sk: Sock) {
 
     let (client, flags) = client.to_conn();
     let conn = Conn {
-        sk: sk.0,
         established_ns: now,
         client,
         id,
         flags,
     };
-    if let Err(error) = CONNS.insert(sk.0, conn, u64::from(BPF_ANY)) {
+    if conns::insert(sk.0, conn) == Room::NoMore {
         warn!(
             ctx,
-            "a connection to port {} is not followed, its end and greeting are not counted: error {}",
-            port,
-            error
+            "more connections are open than can be followed: from now on some have an end and a greeting that are not counted"
         );
     }
 }
 
 /// Exact address first, then the wildcard, as the kernel itself prefers them.
 #[inline(always)]
-fn listener_of(sk: Sock, family: u16, port: u16) -> Option<SlotId> {
-    let mut key = sk.listener_key(family, port);
+fn listener_of(sk: Sock, head: Head) -> Option<SlotId> {
+    let mut key = sk.listener_key(head);
     // SAFETY: the value is four bytes, copied at once; userspace frees a slot long before it gives it away again.
     if let Some(id) = unsafe { WATCHED.get(key) } {
         return Some(*id);
@@ -129,7 +124,11 @@ fn note_queue(stats: &mut ListenerStats, sk: Sock, now: u64) {
 /// The client's FIN came first.
 #[inline(always)]
 fn finished(sk: Sock) {
-    let Some(conn) = conn_of(sk) else { return };
+    // Most have been greeted, and are done with here. Nobody sends data while the connection is queued.
+    if !port_is_watched(sk.source_port()) || sk.data_segs_out() != 0 {
+        return;
+    }
+    let Some(conn) = conns::get(sk.0) else { return };
     if sk.is_queued() {
         // Counted now, not at CLOSE: in a full queue that nobody empties, CLOSE may be minutes away.
         conn.flags |= Conn::LEFT_QUEUED;
@@ -137,7 +136,7 @@ fn finished(sk: Sock) {
             add(&mut stats.early_queued, 1);
         }
         Client::from_conn(conn).count_early();
-    } else if sk.data_segs_out() == 0 {
+    } else {
         conn.flags |= Conn::LEFT_UNGREETED;
     }
 }
@@ -145,10 +144,10 @@ fn finished(sk: Sock) {
 /// The end, and the last look at the socket.
 #[inline(always)]
 fn closed(sk: Sock, old: i32) {
-    let Some(conn) = conn_of(sk) else { return };
-    let conn = *conn;
-    // Gone already only if the LRU was quicker.
-    let _ = CONNS.remove(sk.0);
+    if !port_is_watched(sk.source_port()) {
+        return;
+    }
+    let Some(conn) = conns::remove(sk.0) else { return };
     let Some(stats) = stats(conn.id) else { return };
     let client = Client::from_conn(&conn);
     let error = sk.error();
@@ -176,15 +175,4 @@ fn closed(sk: Sock, old: i32) {
             client.count_early();
         }
     }
-}
-
-/// The connection, if it is one of ours.
-#[inline(always)]
-fn conn_of(sk: Sock) -> Option<&'static mut Conn> {
-    if !port_is_watched(sk.source_port()) {
-        return None;
-    }
-    let conn = CONNS.get_ptr_mut(sk.0)?;
-    // SAFETY: a live map value; the kernel holds the socket's lock, so no other program has this one in hand.
-    Some(unsafe { &mut *conn })
 }

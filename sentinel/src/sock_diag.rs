@@ -4,8 +4,9 @@
 //! A [`SockDiag`] sees the network namespace in which its netlink socket was opened, for as long as it lives; so
 //! setns(2) is needed once a namespace and not once a look. Which connection is closed is decided in [`crate::shed`].
 
+use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -179,12 +180,11 @@ impl SockDiag {
             .collect();
         asked.sort_unstable();
         asked.dedup();
+        let owners = Owners::among(listeners.iter().copied());
         for (family, port) in asked {
             let states = StateFlags::ESTABLISHED | StateFlags::CLOSE_WAIT;
             self.dump(family, states, ExtensionFlags::INFO, port, |response| {
-                found.extend(
-                    connection(response).filter(|connection| owner(listeners, connection.local).is_some()),
-                );
+                found.extend(connection(response).filter(|connection| owners.of(connection.local).is_some()));
             })?;
         }
         Ok(found)
@@ -352,31 +352,26 @@ fn connection(response: &InetResponse) -> Option<Connection> {
     })
 }
 
-/// Whether a connection with this local address came in through that listening socket.
-///
-/// The kernel prefers a socket bound to the very address over a wildcard one, so among several candidates the one
-/// that is not a wildcard owns the connection; see [`owner`].
-fn accepts(listener: SocketAddr, local: SocketAddr) -> bool {
-    listener.port() == local.port()
-        && (listener.ip() == local.ip()
-            || match (listener.ip(), local.ip()) {
-                (IpAddr::V4(any), IpAddr::V4(_)) => any == Ipv4Addr::UNSPECIFIED,
-                (IpAddr::V6(any), IpAddr::V6(_)) => any.is_unspecified(),
-                _ => false,
-            })
-}
+/// Tells which of some listeners a connection came in through.
+#[derive(Debug)]
+pub struct Owners(HashSet<SocketAddr>);
 
-/// The listener among `listeners` that a connection with the local address `local` belongs to.
-pub fn owner(listeners: &[SocketAddr], local: SocketAddr) -> Option<SocketAddr> {
-    let candidates = || {
-        listeners
-            .iter()
-            .copied()
-            .filter(|listener| accepts(*listener, local))
-    };
-    candidates()
-        .find(|listener| !listener.ip().is_unspecified())
-        .or_else(|| candidates().next())
+impl Owners {
+    pub fn among(listeners: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self(listeners.into_iter().collect())
+    }
+
+    /// By the local address of the connection. The kernel prefers a socket that is bound to the very address over a
+    /// wildcard one.
+    pub fn of(&self, local: SocketAddr) -> Option<SocketAddr> {
+        let any: IpAddr = match local {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        [local, SocketAddr::new(any, local.port())]
+            .into_iter()
+            .find(|address| self.0.contains(address))
+    }
 }
 
 #[cfg(test)]
@@ -445,6 +440,7 @@ mod tests {
         let any: SocketAddr = "0.0.0.0:25".parse().unwrap();
         let one: SocketAddr = "192.0.2.1:25".parse().unwrap();
         let v6: SocketAddr = "[::]:25".parse().unwrap();
+        let owner = |listeners: &[SocketAddr], local| Owners::among(listeners.iter().copied()).of(local);
         assert_eq!(owner(&[any, one], one), Some(one));
         assert_eq!(owner(&[any, one], "192.0.2.9:25".parse().unwrap()), Some(any));
         assert_eq!(owner(&[any, v6], "[2001:db8::1]:25".parse().unwrap()), Some(v6));
@@ -454,6 +450,9 @@ mod tests {
     #[test]
     fn a_dual_stack_listener_owns_its_mapped_clients() {
         let v6: SocketAddr = "[::]:25".parse().unwrap();
-        assert_eq!(owner(&[v6], "[::ffff:192.0.2.9]:25".parse().unwrap()), Some(v6));
+        assert_eq!(
+            Owners::among([v6]).of("[::ffff:192.0.2.9]:25".parse().unwrap()),
+            Some(v6)
+        );
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::controller::State;
 
-pub use board::{Board, Counters, ReloadResult};
+pub use board::{Board, Counters, ReloadResult, Ticks};
 
 /// The whole report.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

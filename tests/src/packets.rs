@@ -42,7 +42,9 @@ pub struct Crowd {
     pub manners: Manners,
     pub count: u64,
     pub per_second: u64,
-    /// Every client comes from a /24 of its own when this is 256; from an address of its own when it is 1.
+    /// How many addresses they come from, in turn.
+    pub addresses: u32,
+    /// From one address to the next: 256 for a /24 each.
     pub stride: u32,
 }
 
@@ -219,7 +221,7 @@ impl End {
             let until = due.min(sent + 64);
             let mut idle = sent == until;
             while sent < until {
-                self.send(&syn(sent, crowd.stride, self.server))?;
+                self.send(&syn(sent, crowd, self.server))?;
                 sent += 1;
             }
             counts.syns.store(sent, Ordering::Relaxed);
@@ -314,11 +316,11 @@ struct Segment {
     length: u32,
 }
 
-fn syn(number: u64, stride: u32, server: Ipv4Addr) -> Segment {
-    let step = (number as u32).wrapping_mul(stride);
+fn syn(number: u64, crowd: Crowd, server: Ipv4Addr) -> Segment {
+    let place = (number % u64::from(crowd.addresses)) as u32;
     Segment {
-        // Past the end of the unicast addresses it begins again, with other ports.
-        client: Ipv4Addr::from(FIRST_CLIENT + step % 0x6000_0000),
+        // As far as 111.255.255.255: past that come the loopback and the multicast addresses.
+        client: Ipv4Addr::from(FIRST_CLIENT + place.wrapping_mul(crowd.stride) % 0x6000_0000),
         client_port: 1024 + (number % 60_000) as u16,
         server,
         seq: number as u32,

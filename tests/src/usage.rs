@@ -4,11 +4,12 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 
 /// Of one process, with all of its threads, those that have ended too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
-    /// In steps of a clock tick, 10 ms.
     pub cpu: Duration,
     pub resident_bytes: u64,
     pub descriptors: usize,
@@ -32,9 +33,11 @@ impl Usage {
             text.parse()
                 .with_context(|| format!("field {number} of /proc/{pid}/stat: {text}"))
         };
-        let (user, system, threads) = (field(14)?, field(15)?, field(20)?);
+        let threads = field(20)?;
+        // To the nanosecond; that of stat is in clock ticks, of which an idle daemon takes a few a minute.
+        let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid)?))?;
         Ok(Self {
-            cpu: Duration::from_millis((user + system) * 10),
+            cpu: Duration::from(clock.now()?),
             resident_bytes: resident(pid)?,
             descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
             threads,

@@ -72,7 +72,7 @@ enum Task {
     },
     /// Set up, then run what takes too long for every run of the tests, and write down in docs/soak.md what came of it
     Soak {
-        /// Only these: fuzz, masters
+        /// Only these: fuzz, masters, cycles, prefixes
         parts: Vec<String>,
         /// For how long each
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
@@ -82,7 +82,8 @@ enum Task {
     Demo,
     /// Set up, then play an episode before a Prometheus and draw what the Grafana dashboard shows of it: docs/episode.svg
     Dashboard,
-    /// Set up, then measure legitimate mail under attack: Postfix's own means and the sentinel, side by side (`bench --help`)
+    /// Set up, then measure legitimate mail under attack: Postfix's own means and the sentinel, side by side (`bench --help`);
+    /// with --cost, what the daemon itself costs
     #[command(disable_help_flag = true)]
     Bench {
         /// As `bench --help` has them

@@ -50,6 +50,22 @@ const PARTS: &[Part] = &[
             filter: "random",
         },
     },
+    Part {
+        name: "cycles",
+        what: "attack and calm in turn: memory, descriptors and threads of the daemon stay as they are",
+        work: Work::Lab {
+            program: "soak",
+            filter: "cycles",
+        },
+    },
+    Part {
+        name: "prefixes",
+        what: "a million clients, each from a /24 of its own, however long that takes",
+        work: Work::Lab {
+            program: "bounds",
+            filter: "more_source_prefixes",
+        },
+    },
 ];
 
 /// Runs the parts named in `only`, or all, each for `minutes`, and writes down what came of it.

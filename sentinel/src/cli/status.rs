@@ -151,6 +151,10 @@ fn of_service(out: &mut String, service: &Service) {
             format!("{busy} busy of {limit}, {processes} running"),
         ));
     }
+    if let (Some(own), Some(limit)) = (service.own_limit, service.limit) {
+        let text = format!("maxproc is {limit} for now, and {own} again after it");
+        rows.push(("headroom", text));
+    }
     if let Some(queue) = service.accept_queue {
         let text = format!(
             "{} of {}, high water {}",

@@ -15,7 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::exposition;
 use crate::controller::State;
 use crate::status::{
-    AcceptQueue, Board, Counters, Listener, ListenerCounts, ProbeState, ReloadResult, Report, Service,
+    AcceptQueue, Board, Counters, Listener, ListenerCounts, ProbeState, ReloadResult, Report, Service, Ticks,
 };
 
 /// Makes the text of /metrics.
@@ -60,12 +60,14 @@ impl Collector for Families {
         let counters = self.board.counters();
         let report = self.board.report();
         build_info(&mut encoder)?;
+        own_work(&mut encoder, &counters)?;
         actions(&mut encoder, &counters)?;
         let Some(report) = report else { return Ok(()) };
         probes(&mut encoder, &report)?;
         instances(&mut encoder, &report)?;
         places(&mut encoder, &report)?;
-        let rows = Row::of(&report);
+        let (rows, omitted) = Row::of(&report);
+        omissions(&mut encoder, omitted)?;
         services(&mut encoder, &rows)?;
         overflows(&mut encoder, &counters, &rows)?;
         accept_queues(&mut encoder, &rows)?;
@@ -80,6 +82,49 @@ fn build_info(encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
         "Always 1; the version of smtp-sentinel is in the label",
     )?;
     value(&mut family, &[("version", env!("CARGO_PKG_VERSION"))], 1_u32)
+}
+
+/// What the sentinel itself needs, and what it could not keep.
+fn own_work(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<(), Error> {
+    let help = "How long the sentinel's ticks took; one that takes more than 0.1 makes the next one late";
+    let mut family = encoder.encode_descriptor("tick", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    let bounds = Ticks::BOUNDS_MS.map(|ms| ms as f64 / 1000.0);
+    let buckets: Vec<_> = bounds
+        .into_iter()
+        .chain([f64::INFINITY])
+        .zip(counters.ticks.counts)
+        .collect();
+    let count = counters.ticks.counts.iter().sum();
+    family.encode_histogram::<NoLabelSet>(counters.ticks.sum.as_secs_f64(), count, &buckets, None)?;
+    let help = "How often an instance had to wait for a later tick, because others took the time of this one";
+    let mut family = counter(encoder, "instances_deferred", help)?;
+    family.encode_counter::<NoLabelSet, u64, f64>(&counters.deferred, None)?;
+    let Some(evictions) = counters.evictions else {
+        return Ok(());
+    };
+    let help = "Source prefixes that were forgotten, to make room for newer ones";
+    let mut family = counter(encoder, "source_evictions", help)?;
+    for (kind, n) in [
+        ("ipv4_32", evictions.v4_hosts),
+        ("ipv4_24", evictions.v4_nets),
+        ("ipv6_64", evictions.v6_nets),
+    ] {
+        total(&mut family, &[("prefix", kind)], n)?;
+    }
+    let help = "Open connections that were forgotten to make room for newer ones, so that their greeting and their end \
+                are not counted";
+    let mut family = counter(encoder, "connection_evictions", help)?;
+    family.encode_counter::<NoLabelSet, u64, f64>(&evictions.connections, None)
+}
+
+fn omissions(encoder: &mut DescriptorEncoder<'_>, omitted: Omitted) -> Result<(), Error> {
+    let help =
+        "Services and listeners that have no series, because there are more than this exposition shows";
+    let mut family = gauge(encoder, "omitted", help)?;
+    for (what, n) in [("services", omitted.services), ("listeners", omitted.listeners)] {
+        value(&mut family, &[("what", what)], n as u64)?;
+    }
+    Ok(())
 }
 
 /// What the sentinel did, and what the kernel dropped.
@@ -295,7 +340,7 @@ fn accept_queues(encoder: &mut DescriptorEncoder<'_>, rows: &[Row<'_>]) -> Resul
                 optional(&mut family, &row.with("listener", &listener.address), depth)?;
             }
             // A pass service has no TCP listener of its own; should its Unix socket's queue be known, it counts.
-            if row.listeners.is_empty() {
+            if row.service.listeners.is_empty() {
                 optional(
                     &mut family,
                     &row.labels(),
@@ -369,24 +414,49 @@ struct Row<'a> {
     listeners: Vec<&'a Listener>,
 }
 
+/// Services in one exposition, over all instances. Their number is an administrator's; that of the series must not be.
+const MOST_SERVICES: usize = 512;
+
+/// Listeners in one exposition, over all services: as many as the probes count.
+const MOST_LISTENERS: usize = sentinel_ebpf::MAX_LISTENERS as usize;
+
+/// How many there were besides.
+#[derive(Debug, Clone, Copy, Default)]
+struct Omitted {
+    services: usize,
+    listeners: usize,
+}
+
 impl Row<'_> {
     /// Each pair of labels once, whatever the report holds: Prometheus drops the whole scrape over one series that is
     /// there twice, and master.cf can name a service twice.
-    fn of(report: &Report) -> Vec<Row<'_>> {
+    fn of(report: &Report) -> (Vec<Row<'_>>, Omitted) {
         let mut rows: Vec<Row<'_>> = Vec::new();
+        let mut omitted = Omitted::default();
         let mut seen = BTreeSet::new();
+        let mut room = MOST_LISTENERS;
         for instance in &report.instances {
             for service in &instance.services {
                 let label = service.label();
                 if !seen.insert((&instance.id, label.clone())) {
                     continue;
                 }
+                if rows.len() == MOST_SERVICES {
+                    omitted.services += 1;
+                    omitted.listeners += service.listeners.len();
+                    continue;
+                }
                 let mut addresses = BTreeSet::new();
-                let listeners = service
+                let mut listeners: Vec<_> = service
                     .listeners
                     .iter()
                     .filter(|one| addresses.insert(&one.address))
                     .collect();
+                // Those that are counted come first.
+                listeners.sort_by_key(|one| one.counts.is_none());
+                omitted.listeners += listeners.len().saturating_sub(room);
+                listeners.truncate(room);
+                room -= listeners.len();
                 rows.push(Row {
                     instance: &instance.id,
                     label,
@@ -395,7 +465,7 @@ impl Row<'_> {
                 });
             }
         }
-        rows
+        (rows, omitted)
     }
 
     fn labels(&self) -> [(&str, &str); 2] {

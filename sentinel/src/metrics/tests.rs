@@ -9,8 +9,9 @@ use std::sync::Arc;
 use super::families::Exposition;
 use crate::clock;
 use crate::controller::State;
+use crate::probes::Evictions;
 use crate::status::tests::report;
-use crate::status::{Board, ReloadResult};
+use crate::status::{Board, Listener, ReloadResult};
 
 fn exposition() -> Exposition {
     let board = Board::new(clock::now().mono);
@@ -21,7 +22,50 @@ fn exposition() -> Exposition {
     board.count_reload(&first, ReloadResult::Done);
     board.count_reload(&second, ReloadResult::Failed);
     board.set_accept_overflows(&second, Some(12));
+    board.set_evictions(Some(Evictions::default()));
     Exposition::new(Arc::new(board))
+}
+
+/// What is in the report is an administrator's doing, or that of a pod's owner; how much of it Prometheus has to carry is
+/// ours.
+#[test]
+fn series_are_bounded_however_many_services_and_listeners_there_are() {
+    let (some, many) = (crowded(600, 1), crowded(6000, 3));
+    let series = |text: &str| text.lines().filter(|line| !line.starts_with('#')).count();
+    assert!(series(&some) < 20_000, "{}", series(&some));
+    assert!(
+        series(&many) <= series(&some),
+        "{} {}",
+        series(&many),
+        series(&some)
+    );
+    for omitted in ["services\"} 5488", "listeners\"} 17744"] {
+        let line = format!("\nsmtp_sentinel_omitted{{what=\"{omitted}\n");
+        assert!(many.contains(&line), "{line}");
+    }
+}
+
+/// The exposition of one instance with so many services, and each with so many listeners.
+fn crowded(services: usize, listeners: usize) -> String {
+    let mut report = report();
+    report.instances.truncate(1);
+    let service = report.instances[0].services[0].clone();
+    let named = |n: usize| {
+        let mut service = service.clone();
+        service.name = format!("192.0.2.1:{n}");
+        let listener = service.listeners[0].clone();
+        service.listeners = (0..listeners)
+            .map(|m| Listener {
+                address: format!("192.0.2.{m}:{n}"),
+                ..listener.clone()
+            })
+            .collect();
+        service
+    };
+    report.instances[0].services = (0..services).map(named).collect();
+    let board = Board::new(clock::now().mono);
+    board.publish(report, clock::now().mono);
+    Exposition::new(Arc::new(board)).prometheus().unwrap()
 }
 
 #[test]
@@ -75,19 +119,24 @@ fn the_families_are_those_that_were_promised() {
         "actionable",
         "build_info",
         "config_valid",
+        "connection_evictions",
         "connections",
         "container_info",
         "early_disconnects",
         "greeting_seconds",
         "headroom_slots",
+        "instances_deferred",
         "native_stress",
+        "omitted",
         "pressure",
         "probe_up",
         "process_limit",
         "processes",
         "reloads",
         "shed_connections",
+        "source_evictions",
         "state",
+        "tick_seconds",
         "transitions",
     ];
     assert_eq!(names, promised);

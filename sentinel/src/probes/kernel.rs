@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -13,10 +13,11 @@ use aya::{Ebpf, EbpfLoader};
 use sentinel_ebpf::{AF_INET, AF_INET6, ListenerKey, ListenerStats, PORT_WORDS, SlotId};
 
 use super::error::Error;
+use super::evictions::Evictions;
 use super::log::Drain;
 use super::offsets;
 use super::overflow::{self, OverflowSource};
-use super::sources::{SourceMaps, Sources};
+use super::sources::{SourceMap, Sources};
 use crate::privileges::{Capabilities, Capability};
 use crate::signals::ListenerId;
 
@@ -29,7 +30,8 @@ pub(super) struct Kernel {
     ports: Array<MapData, u64>,
     stats: PerCpuArray<MapData, ListenerStats>,
     epoch: Array<MapData, u32>,
-    sources: SourceMaps,
+    evictions: PerCpuArray<MapData, u64>,
+    sources: SourceMap,
     /// What `ports` says, so that only words that change are written.
     watched_ports: BTreeSet<u16>,
 }
@@ -51,12 +53,8 @@ impl Kernel {
             ports: take(&mut ebpf, "PORTS")?,
             stats: take(&mut ebpf, "STATS")?,
             epoch: take(&mut ebpf, "EPOCH")?,
-            sources: SourceMaps {
-                v4_host: take(&mut ebpf, "SOURCES_V4_HOST")?,
-                v4_net: take(&mut ebpf, "SOURCES_V4_NET")?,
-                v6_net: take(&mut ebpf, "SOURCES_V6_NET")?,
-                inserts: take(&mut ebpf, "SOURCE_INSERTS")?,
-            },
+            evictions: take(&mut ebpf, "EVICTIONS")?,
+            sources: SourceMap(take(&mut ebpf, "SOURCES")?),
             watched_ports: BTreeSet::new(),
             ebpf,
         })
@@ -154,7 +152,14 @@ impl Kernel {
     }
 
     pub(super) fn sources(&self, top: usize) -> Result<Sources, Error> {
-        Ok(self.sources.read(top)?)
+        Ok(Sources {
+            prefixes: self.sources.read(top)?,
+            forgotten: self.evictions()?.of_sources(),
+        })
+    }
+
+    pub(super) fn evictions(&self) -> Result<Evictions, Error> {
+        Ok(Evictions::read(&self.evictions)?)
     }
 
     /// How often the programs have run; only counted while a descriptor of `enable_stats` is open.
@@ -168,8 +173,9 @@ impl Kernel {
             .sum()
     }
 
-    pub(super) fn forget_sources(&mut self) -> Result<(), Error> {
-        Ok(self.sources.clear()?)
+    /// Takes an IPv4 client out of the sources.
+    pub(super) fn forget_source(&mut self, client: Ipv4Addr) -> Result<(), Error> {
+        Ok(self.sources.forget(client)?)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::signals::{AcceptQueue, ListenerId};
 use crate::status::{ListenerCounts, Probe, ProbeState};
 
 mod error;
+mod evictions;
 mod high_water;
 mod kernel;
 mod log;
@@ -26,6 +27,7 @@ mod sources;
 mod watched;
 
 pub use error::Error;
+pub use evictions::Evictions;
 pub use overflow::OverflowSource;
 pub use quantile::quantile_ms;
 pub use sources::{SourcePrefix, Sources};
@@ -89,10 +91,12 @@ impl Probes {
     /// Tries only these sources of overflows by listener, in this order. For tests, which hold each against the kernel.
     pub fn start_with(sources: &[OverflowSource]) -> Self {
         let capabilities = Capabilities::of_this_process();
-        match Kernel::load(&capabilities) {
+        let started = match Kernel::load(&capabilities) {
             Ok(kernel) => Self::with(kernel, sources, &capabilities),
             Err(error) => Self::without(error.state(), &error.to_string()),
-        }
+        };
+        give_memory_back();
+        started
     }
 
     /// No BPF at all, for tests and for those who forbid it; `reason` is what health says.
@@ -172,6 +176,13 @@ impl Probes {
             }
         }
         readings
+    }
+
+    /// What the maps had to forget so far; `None` without BPF. Costs a few system calls.
+    pub fn evictions(&self) -> Option<Evictions> {
+        let read = self.kernel.as_ref()?.evictions();
+        read.inspect_err(|error| tracing::warn!(%error, "cannot read how much the BPF maps have forgotten"))
+            .ok()
     }
 
     /// The `top` source prefixes with the most early disconnects, then connections, over all listeners that are or were
@@ -254,6 +265,17 @@ impl Probes {
             slots: Slots::new(),
             epochs: None,
         }
+    }
+}
+
+/// Gives the kernel back what reading its BTF took, once for the offsets and once for fentry: 25 MiB in small pieces, which
+/// glibc would keep for a program that never wants them again.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "malloc_trim(3) has no safe wrapper")]
+    // SAFETY: takes no pointer, and only gives back pages that nobody has allocated.
+    unsafe {
+        nix::libc::malloc_trim(0);
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) fn run(kernel: &mut Kernel, slots: &mut Slots) -> Result<(), Failure>
     drop(listener);
     kernel.unwatch(&id)?;
     kernel.set_ports(std::iter::empty())?;
-    kernel.forget_sources()?;
+    kernel.forget_source(Ipv4Addr::LOCALHOST)?;
     slots.free(slot);
     outcome
 }

@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use aya::maps::{HashMap, IterableMap, MapData, MapError, PerCpuArray};
-use sentinel_ebpf::{SourceKind, SourceStats};
+use aya::maps::{Array, MapData, MapError};
+use sentinel_ebpf::{SOURCE_SETS, SOURCE_WAYS, SourceKind, SourceSet};
 
 /// What is known of the sources.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,71 +24,65 @@ pub struct SourcePrefix {
     pub early: u64,
 }
 
-/// The kernel's maps of them.
-pub(super) struct SourceMaps {
-    pub(super) v4_host: HashMap<MapData, u32, SourceStats>,
-    pub(super) v4_net: HashMap<MapData, u32, SourceStats>,
-    pub(super) v6_net: HashMap<MapData, u64, SourceStats>,
-    pub(super) inserts: PerCpuArray<MapData, u64>,
-}
+/// The kernel's map of them.
+pub(super) struct SourceMap(pub(super) Array<MapData, SourceSet>);
 
-impl SourceMaps {
-    pub(super) fn read(&self, top: usize) -> Result<Sources, MapError> {
-        let mut inserted = 0;
-        for kind in 0..SourceKind::COUNT {
-            inserted += self.inserts.get(&kind, 0)?.iter().sum::<u64>();
-        }
+impl SourceMap {
+    /// The `top` ones of all.
+    pub(super) fn read(&self, top: usize) -> Result<Vec<SourcePrefix>, MapError> {
         let mut prefixes = Vec::new();
-        collect(&self.v4_host, &mut prefixes, |key| format!("{}/32", v4(key)))?;
-        collect(&self.v4_net, &mut prefixes, |key| format!("{}/24", v4(key)))?;
-        collect(&self.v6_net, &mut prefixes, |key| format!("{}/64", v6(key)))?;
-
-        let forgotten = inserted.saturating_sub(prefixes.len() as u64);
+        for kind in SourceKind::ALL {
+            for index in indices(kind) {
+                prefixes.extend(known(kind, &self.0.get(&index, 0)?));
+            }
+        }
         prefixes.sort_unstable_by(|a, b| {
             (b.early, b.connections)
                 .cmp(&(a.early, a.connections))
                 .then_with(|| a.prefix.cmp(&b.prefix))
         });
         prefixes.truncate(top);
-        Ok(Sources { prefixes, forgotten })
+        Ok(prefixes)
     }
 
-    /// Forgets every source, as if none had been seen.
-    pub(super) fn clear(&mut self) -> Result<(), MapError> {
-        remove_all(&mut self.v4_host)?;
-        remove_all(&mut self.v4_net)?;
-        remove_all(&mut self.v6_net)?;
-        for kind in 0..SourceKind::COUNT {
-            let zeroes = vec![0; self.inserts.get(&kind, 0)?.len()];
-            self.inserts
-                .set(kind, zeroes.try_into().map_err(MapError::IoError)?, 0)?;
+    /// Forgets an IPv4 client, as if it had never come.
+    pub(super) fn forget(&mut self, client: Ipv4Addr) -> Result<(), MapError> {
+        let [a, b, c, _] = client.octets();
+        for (kind, prefix) in [
+            (SourceKind::V4Host, client),
+            (SourceKind::V4Net, Ipv4Addr::new(a, b, c, 0)),
+        ] {
+            let prefix = u64::from(u32::from_ne_bytes(prefix.octets()));
+            let index = kind.set_of(prefix);
+            let mut set = self.0.get(&index, 0)?;
+            for place in 0..SOURCE_WAYS {
+                if set.prefix[place] == prefix {
+                    set.last_ns[place] = 0;
+                }
+            }
+            self.0.set(index, set, 0)?;
         }
         Ok(())
     }
 }
 
-fn collect<K: aya::Pod>(
-    map: &HashMap<MapData, K, SourceStats>,
-    into: &mut Vec<SourcePrefix>,
-    text: impl Fn(K) -> String,
-) -> Result<(), MapError> {
-    for entry in map.iter() {
-        let (key, stats) = entry?;
-        into.push(SourcePrefix {
-            prefix: text(key),
-            connections: stats.connections,
-            early: stats.early,
-        });
-    }
-    Ok(())
+fn indices(kind: SourceKind) -> std::ops::Range<u32> {
+    let first = kind as u32 * SOURCE_SETS;
+    first..first + SOURCE_SETS
 }
 
-fn remove_all<K: aya::Pod>(map: &mut HashMap<MapData, K, SourceStats>) -> Result<(), MapError>
-where
-    HashMap<MapData, K, SourceStats>: IterableMap<K, SourceStats>,
-{
-    let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
-    keys.iter().try_for_each(|key| map.remove(key))
+/// The prefixes of one set.
+fn known(kind: SourceKind, set: &SourceSet) -> impl Iterator<Item = SourcePrefix> {
+    let taken = (0..SOURCE_WAYS).filter(|&place| set.last_ns[place] != 0);
+    taken.map(move |place| SourcePrefix {
+        prefix: match kind {
+            SourceKind::V4Host => format!("{}/32", v4(set.prefix[place] as u32)),
+            SourceKind::V4Net => format!("{}/24", v4(set.prefix[place] as u32)),
+            SourceKind::V6Net => format!("{}/64", v6(set.prefix[place])),
+        },
+        connections: set.connections[place],
+        early: set.early[place],
+    })
 }
 
 /// The kernel keeps addresses in network byte order.

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use super::hands::{Danger, Done, Hands};
 use super::instance::Instance;
 use super::service::Service;
-use super::{outside, report};
+use super::turns::Turns;
+use super::{outside, report, room};
 use crate::actuator::{InFlight, Progress};
 use crate::clock::{self, Now};
 use crate::config::Config;
-use crate::controller::{Act, Controller, Gate, Plan, RoomGate, RoomPlan, State, Transition};
+use crate::controller::{Act, Controller, Gate, Plan, State, Transition};
 use crate::detector::STALE_AFTER;
-use crate::postfix::edit::Change;
 use crate::postfix::root::Container;
 use crate::postfix::{Home, Master, discovery, fair};
 use crate::probes::{ListenerReading, Probes};
@@ -49,12 +49,27 @@ pub(super) struct Engine {
     instances: Vec<Instance>,
     discovered_at: Option<Instant>,
     reported_at: Option<Instant>,
+    totals_at: Option<Instant>,
     watched: BTreeSet<ListenerId>,
+    turns: Turns,
     /// How many masters there was no room for.
     passed_over: usize,
 }
 
-type Probed = HashMap<ListenerId, ListenerReading>;
+pub(super) type Probed = HashMap<ListenerId, ListenerReading>;
+
+/// What the probes have counted, read at most once a tick, and not at all in a tick that has no use for it.
+pub(super) struct Counted<'a> {
+    probes: &'a mut Probes,
+    at: Instant,
+    read: Option<Probed>,
+}
+
+impl Counted<'_> {
+    pub(super) fn get(&mut self) -> &Probed {
+        self.read.get_or_insert_with(|| self.probes.read(self.at))
+    }
+}
 
 impl Engine {
     pub(super) fn new(
@@ -73,7 +88,9 @@ impl Engine {
             instances: Vec::new(),
             discovered_at: None,
             reported_at: None,
+            totals_at: None,
             watched: BTreeSet::new(),
+            turns: Turns::default(),
             passed_over: 0,
         }
     }
@@ -93,24 +110,46 @@ impl Engine {
 
     pub(super) fn tick(&mut self, now: Now) {
         self.discover(now);
-        let probed = self.probes.read(now.mono);
-        let mut saw = false;
-        for instance in &mut self.instances {
-            saw |= attend(instance, &mut self.hands, &self.config, &probed, now);
-        }
-        self.watch_listeners();
-        let due = self
-            .reported_at
-            .is_none_or(|at| now.mono.saturating_duration_since(at) >= REPORT_EVERY);
-        if saw || due {
+        let saw = self.attend_in_turn(now);
+        let due = |at: Instant| now.mono.saturating_duration_since(at) >= REPORT_EVERY;
+        if saw || self.reported_at.is_none_or(due) {
             self.reported_at = Some(now.mono);
+            self.watch_listeners();
             self.report(now);
+        }
+        if self.totals_at.is_none_or(due) {
+            self.totals_at = Some(now.mono);
+            self.read_totals();
         }
     }
 
-    /// How soon the next tick is due.
-    pub(super) fn pace(&self) -> Duration {
-        self.instances.iter().map(Instance::pace).min().unwrap_or(TICK)
+    /// How long after a tick that took so long the next one is due.
+    pub(super) fn pause(&self, took: Duration) -> Duration {
+        self.board.count_tick(took);
+        let pace = self.instances.iter().map(Instance::pace).min().unwrap_or(TICK);
+        // However much there is to look at, half of the time is others'.
+        pace.saturating_sub(took).max(took.min(TICK / 2))
+    }
+
+    /// As many instances as the tick has time for. `true` when something new was seen.
+    fn attend_in_turn(&mut self, began: Now) -> bool {
+        let mut counted = Counted {
+            probes: &mut self.probes,
+            at: began.mono,
+            read: None,
+        };
+        let mut saw = false;
+        for (nth, index) in self.turns.order(self.instances.len()).enumerate() {
+            let now = clock::now();
+            if !Turns::may_begin(nth, now.mono.saturating_duration_since(began.mono)) {
+                self.turns.resume_at(index);
+                self.board.count_deferred((self.instances.len() - nth) as u64);
+                break;
+            }
+            let instance = &mut self.instances[index];
+            saw |= attend(instance, &mut self.hands, &self.config, &mut counted, now);
+        }
+        saw
     }
 
     /// The daemon stops: whatever is in force is given back, with one reload an instance.
@@ -128,10 +167,10 @@ impl Engine {
     }
 
     fn discover(&mut self, now: Now) {
-        let every = if self.instances.iter().all(Instance::alive) {
-            DISCOVER_EVERY
-        } else {
+        let every = if self.instances.iter().any(Instance::is_gone) {
             DISCOVER_AT_MOST_EVERY
+        } else {
+            DISCOVER_EVERY
         };
         if self
             .discovered_at
@@ -220,8 +259,9 @@ impl Engine {
         }
     }
 
-    fn report(&self, now: Now) {
-        let permitted = self.hands.permitted();
+    /// What the kernel counts for the metrics alone, not for a decision.
+    fn read_totals(&mut self) {
+        self.board.set_evictions(self.probes.evictions());
         for instance in &self.instances {
             // Either by listener or for the whole namespace, never both: their sum would count drops twice.
             let of_namespace = if self.probes.sees_overflows() {
@@ -231,6 +271,10 @@ impl Engine {
             };
             self.board.set_accept_overflows(&instance.id, of_namespace);
         }
+    }
+
+    fn report(&self, now: Now) {
+        let permitted = self.hands.permitted();
         let instances = self
             .instances
             .iter()
@@ -246,7 +290,7 @@ impl Engine {
     }
 }
 
-fn instance_actionable(instance: &Instance, permitted: &Result<(), String>) -> Result<(), String> {
+pub(super) fn instance_actionable(instance: &Instance, permitted: &Result<(), String>) -> Result<(), String> {
     if !instance.trouble.is_empty() {
         return Err(instance.trouble.clone());
     }
@@ -257,7 +301,13 @@ fn instance_actionable(instance: &Instance, permitted: &Result<(), String>) -> R
 }
 
 /// One tick of one instance. `true` when something new was seen.
-fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &Probed, now: Now) -> bool {
+fn attend(
+    instance: &mut Instance,
+    hands: &mut Hands,
+    config: &Config,
+    counted: &mut Counted<'_>,
+    now: Now,
+) -> bool {
     if !instance.alive() {
         instance.gone(now.mono);
         verify(instance, hands, false, now);
@@ -278,18 +328,21 @@ fn attend(instance: &mut Instance, hands: &mut Hands, config: &Config, probed: &
         }
         outside::give_back_strays(instance, hands, now);
     }
-    let found = instance.look(config, now.mono);
-    rehearse(instance, hands, now);
-    let Some(found) = found else {
+    instance.count_processes(now.mono);
+    if !instance.wants_a_look(config, counted, now.mono) {
+        rehearse(instance, hands, now);
         return false;
-    };
+    }
+    let probed = counted.get();
+    let found = instance.look(config, probed, now.mono);
+    rehearse(instance, hands, now);
     let judged = clock::now();
     for (index, found) in found.into_iter().enumerate() {
         let service = &mut instance.services[index];
         let look = found.combine(&service.watched, instance.master.netns, probed, judged.mono);
         service.see(look);
         decide(instance, index, hands, judged);
-        decide_on_room(instance, index, hands, judged);
+        room::decide(instance, index, hands, judged);
         if judged.mono.saturating_duration_since(now.mono) <= STALE_AFTER {
             shed(instance, index, hands, config, judged);
         }
@@ -428,7 +481,7 @@ fn carry_out(
 }
 
 /// The master was told; what was under way before has not been seen to fail.
-fn set_off(service: &mut Service, hands: &Hands, in_flight: InFlight) {
+pub(super) fn set_off(service: &mut Service, hands: &Hands, in_flight: InFlight) {
     if let Some(last) = service.under_way.replace(in_flight) {
         hands.confirmed(
             &last,
@@ -445,64 +498,6 @@ fn reaction((before, seen): (Instant, Instant), decided: Instant, signalled: Ins
         "dwell_ms": ms(seen, decided),
         "act_ms": ms(decided, signalled),
     } })
-}
-
-/// More slots, where stress mode is not what helps, or is on already without us.
-fn decide_on_room(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
-    let permitted = instance_actionable(instance, &hands.permitted())
-        .and_then(|()| instance.services[index].watched.actionable.clone())
-        .and_then(|()| instance.budget.may_trip(now.mono));
-    let target = instance.target(index);
-    let service = &mut instance.services[index];
-    let Some(seen) = service.seen.as_ref().filter(|_| service.at_leisure(now.mono)) else {
-        return;
-    };
-    let gate = RoomGate {
-        state: service.controller.state(),
-        native_stress: service.watched.native && seen.sample.native_stress.value() == Some(&true),
-        room: service.room.clone(),
-        permitted,
-    };
-    let verdict = seen.verdict.clone();
-    let clear_dwell = service.controller.clear_dwell();
-    let result = match service.headroom.step(now.mono, &verdict, clear_dwell, &gate) {
-        RoomPlan::Nothing => return,
-        RoomPlan::Alert { reasons } => {
-            if let Some((why, rest)) = reasons.split_first() {
-                hands.refusal(&instance.id, &service.watched.id, why.clone(), rest, now);
-            }
-            return;
-        }
-        RoomPlan::Raise { maxproc, reasons } => {
-            let change = Change {
-                stress: false,
-                maxproc: Some(maxproc),
-            };
-            let result = hands.trip(&target, change, &reasons, now);
-            match result.is_ok() {
-                true => {
-                    instance.budget.trip(now.mono);
-                    service.raised_to(change.maxproc, now.mono);
-                }
-                false => service.headroom.settle(now.mono, true, false),
-            }
-            result
-        }
-        RoomPlan::Lower { reasons } => {
-            let result = hands.clear(&target, &reasons, now);
-            match result.is_ok() {
-                true => {
-                    instance.budget.clear(now.mono);
-                    service.lowered(now.mono);
-                }
-                false => service.headroom.settle(now.mono, false, false),
-            }
-            result
-        }
-    };
-    if let Ok(Done::InFlight(in_flight)) = result {
-        set_off(service, hands, *in_flight);
-    }
 }
 
 /// While the service is stressed: closes what breaks the limits of stress mode.

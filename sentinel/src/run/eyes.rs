@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Instant;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use crate::postfix::discovery::socket_inodes;
 use crate::postfix::processes::Smtpd;
@@ -14,14 +15,31 @@ use crate::postfix::{Master, discovery, locks};
 use crate::probes::ListenerReading;
 use crate::signals::service::{ListenerLook, Look, Slots};
 use crate::signals::{AcceptQueue, ListenerId, Reading};
-use crate::sock_diag::{Connection, ListenSocket, SockDiag, UnixListener, owner};
+use crate::sock_diag::{Connection, ListenSocket, Owners, SockDiag, UnixListener};
 
 #[derive(Debug)]
 pub(super) struct Eyes {
     master: Master,
     /// Why there is no window, when there is none.
     sockets: Result<SockDiag, String>,
+    owned: Option<Owned>,
+    /// Of the connections behind postscreen, by inode: the smtpd that has each. What an smtpd has been handed it keeps
+    /// until it closes it, so only who has none is looked into: a readlink for each of its descriptors.
+    handed: HashMap<u32, i32>,
     screen: Screen,
+}
+
+/// How long it is taken for known which sockets are the master's, while the listening sockets are the same: to find out
+/// costs a readlink for each of its hundred descriptors.
+const OWNED_FOR: Duration = Duration::from_secs(10);
+
+/// Which sockets are the master's, as of a moment ago.
+#[derive(Debug)]
+struct Owned {
+    at: Instant,
+    inodes: Rc<HashSet<u64>>,
+    /// The listening sockets that there were then.
+    listening: HashSet<u32>,
 }
 
 /// What postscreen has sent on each connection, by its cookie: the teaser of its pregreet test (postscreen_greet_banner).
@@ -65,7 +83,7 @@ impl Screen {
 struct Listening {
     all: Vec<ListenSocket>,
     unix: Vec<UnixListener>,
-    owned: HashSet<u64>,
+    owned: Rc<HashSet<u64>>,
 }
 
 /// What one look found of one service, before the probes' counts are added.
@@ -101,6 +119,8 @@ impl Eyes {
         Self {
             master: master.clone(),
             sockets,
+            owned: None,
+            handed: HashMap::new(),
             screen: Screen::default(),
         }
     }
@@ -110,50 +130,78 @@ impl Eyes {
         self.sockets.as_mut().ok()
     }
 
-    /// Looks at each of `services`. `screened` is where postscreen listens, if it does: the connections of a pass service
+    /// Looks at each of `services`; the kernel is not asked for the connections of one that is known to have none
+    /// (`true`). `screened` is where postscreen listens, if it does: the connections of a pass service
     /// come in there.
     pub(super) fn look<'a>(
         &mut self,
-        services: impl Iterator<Item = &'a WatchedService>,
+        services: impl Iterator<Item = (&'a WatchedService, bool)>,
         screened: &[Listen],
         smtpd: &Reading<Vec<Smtpd>>,
         now: Instant,
     ) -> Vec<Found> {
-        let listening = self.listening();
+        let services: Vec<_> = services.collect();
+        let behind = services.iter().any(|(service, _)| service.id.kind == "pass");
+        let listening = self.listening(behind, now);
         services
-            .map(|service| {
+            .into_iter()
+            .map(|(service, vacant)| {
                 let everyones = smtpd;
-                let smtpd = smtpd.clone().map(|all| {
-                    all.into_iter()
-                        .filter(|one| one.service == service.id)
-                        .collect::<Vec<_>>()
+                let smtpd = smtpd.as_ref().map(|all| {
+                    let ours = all.iter().filter(|one| one.service == service.id);
+                    ours.cloned().collect::<Vec<_>>()
                 });
                 match &listening {
                     Ok(listening) if service.id.kind == "pass" => {
                         self.behind(service, screened, smtpd, everyones, listening, now)
                     }
-                    Ok(listening) => self.in_front(service, smtpd, listening, now),
+                    Ok(listening) => self.in_front(service, vacant, smtpd, listening, now),
                     Err(reason) => self.blind(service, smtpd, reason, now),
                 }
             })
             .collect()
     }
 
-    fn listening(&mut self) -> Result<Listening, String> {
+    /// With the sockets of the file system only if `behind`: they are a walk over all of the machine's.
+    fn listening(&mut self, behind: bool, now: Instant) -> Result<Listening, String> {
         let diag = self.sockets.as_mut().map_err(|reason| reason.clone())?;
         let listed = |error| format!("sock_diag does not list the listening sockets: {error}");
         let all = diag.listeners().map_err(listed)?;
-        // Not every kernel has unix_diag, and only a pass service wants it.
-        let unix = diag.unix_listeners().unwrap_or_default();
-        let owned = socket_inodes(self.master.pid)
-            .map_err(|error| format!("cannot list the sockets of master {}: {error}", self.master.pid))?;
+        let unix = if behind {
+            // Not every kernel has unix_diag.
+            diag.unix_listeners().unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        let inodes = all.iter().map(|one| one.inode);
+        let inodes = inodes.chain(unix.iter().map(|one| one.inode)).collect();
+        let owned = self.owned(inodes, now)?;
         Ok(Listening { all, unix, owned })
+    }
+
+    fn owned(&mut self, listening: HashSet<u32>, now: Instant) -> Result<Rc<HashSet<u64>>, String> {
+        if let Some(known) = &self.owned
+            && known.listening == listening
+            && now.saturating_duration_since(known.at) < OWNED_FOR
+        {
+            return Ok(Rc::clone(&known.inodes));
+        }
+        let inodes = socket_inodes(self.master.pid)
+            .map_err(|error| format!("cannot list the sockets of master {}: {error}", self.master.pid))?;
+        let inodes = Rc::new(inodes);
+        self.owned = Some(Owned {
+            at: now,
+            inodes: Rc::clone(&inodes),
+            listening,
+        });
+        Ok(inodes)
     }
 
     /// A service that accepts its connections itself.
     fn in_front(
         &mut self,
         service: &WatchedService,
+        vacant: bool,
         smtpd: Reading<Vec<Smtpd>>,
         listening: &Listening,
         now: Instant,
@@ -167,7 +215,12 @@ impl Eyes {
                 now,
             );
         }
-        let slots = match self.connections(listening, &listeners) {
+        let connections = if vacant {
+            Ok(Vec::new())
+        } else {
+            self.connections(listening, &listeners)
+        };
+        let slots = match connections {
             Ok(connections) => Slots::Connections(Reading::sampled(connections, now)),
             Err(reason) => return self.blind(service, smtpd, &reason, now),
         };
@@ -194,15 +247,16 @@ impl Eyes {
     ) -> Found {
         let in_front = listening.of(screened);
         let held = self.connections(listening, &in_front).map(|connections| {
-            let (mut own, mut handed_over) = (HashSet::new(), HashSet::new());
-            for one in everyones.value().into_iter().flatten() {
-                // A process that has just ended holds nothing.
-                let inodes = socket_inodes(one.pid).unwrap_or_default();
-                if one.service == service.id {
-                    own.extend(&inodes);
-                }
-                handed_over.extend(inodes);
-            }
+            let pids = |reading: &Reading<Vec<Smtpd>>| -> Vec<i32> {
+                reading.value().into_iter().flatten().map(|one| one.pid).collect()
+            };
+            self.see_handed(&connections, &pids(everyones));
+            let ours = pids(&smtpd);
+            let inodes = |wanted: &dyn Fn(i32) -> bool| -> HashSet<u64> {
+                let handed = self.handed.iter().filter(|&(_, &pid)| wanted(pid));
+                handed.map(|(&inode, _)| u64::from(inode)).collect()
+            };
+            let (own, handed_over) = (inodes(&|pid| ours.contains(&pid)), inodes(&|_| true));
             self.screen.behind(connections, &own, &handed_over)
         });
         let slots = match held {
@@ -235,6 +289,27 @@ impl Eyes {
             listeners: Vec::new(),
             no_listeners,
             handover: Some(handover),
+        }
+    }
+
+    /// Finds out which of `connections` the smtpd processes `pids` have.
+    fn see_handed(&mut self, connections: &[Connection], pids: &[i32]) {
+        let accepted = connections.iter().filter(|one| one.accepted());
+        let present: HashSet<u32> = accepted.map(|one| one.inode).collect();
+        self.handed.retain(|inode, _| present.contains(inode));
+        if present.iter().all(|inode| self.handed.contains_key(inode)) {
+            return;
+        }
+        let taken: HashSet<i32> = self.handed.values().copied().collect();
+        for pid in pids.iter().filter(|pid| !taken.contains(pid)) {
+            // A process that has just ended holds nothing.
+            let inodes = socket_inodes(*pid).unwrap_or_default();
+            let inodes = inodes.into_iter().filter_map(|inode| u32::try_from(inode).ok());
+            self.handed.extend(
+                inodes
+                    .filter(|inode| present.contains(inode))
+                    .map(|inode| (inode, *pid)),
+            );
         }
     }
 
@@ -294,10 +369,11 @@ impl Eyes {
             .filter(|address| ports.contains(&address.port()))
             .collect();
         let ours: HashSet<_> = listeners.iter().map(|socket| socket.address).collect();
+        let owners = Owners::among(on_port.iter().copied());
         let all = diag
             .connections(&on_port)
             .map_err(|error| format!("sock_diag does not list the connections: {error}"))?;
-        let mine = |one: &Connection| owner(&on_port, one.local).is_some_and(|socket| ours.contains(&socket));
+        let mine = |one: &Connection| owners.of(one.local).is_some_and(|socket| ours.contains(&socket));
         Ok(all.into_iter().filter(mine).collect())
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::engine::{QUICK_TICK, TICK};
+use super::engine::{Counted, Probed, QUICK_TICK, TICK};
 use super::eyes::{Eyes, Found};
 use super::hands::Danger;
 use super::service::Service;
@@ -34,8 +34,7 @@ const LOOK_CLOSELY_EVERY: Duration = Duration::from_millis(100);
 /// How often it is looked how many more slots the machine bears, while slots are running out.
 const ROOM_EVERY: Duration = Duration::from_secs(1);
 
-/// From this share of the trip threshold on every tick is a full look. Busy slots cannot be more than processes, and
-/// those are counted at every tick for next to nothing.
+/// From this share of the trip threshold on it is looked at closely.
 const LOOK_CLOSELY_FROM: f64 = 0.5;
 
 /// Each is a row in status and a dozen series of metrics, and a file of a container can have thousands of them.
@@ -77,7 +76,8 @@ pub(super) struct Instance {
     /// Number of smtpd processes, and start time of the newest.
     newest: (usize, u64),
     gone_since: Option<Instant>,
-    workers: Vec<Smtpd>,
+    /// As of the last tick.
+    smtpd: Reading<Vec<Smtpd>>,
 }
 
 /// What tells that a configuration file was changed or replaced.
@@ -136,7 +136,7 @@ impl Instance {
             close: false,
             newest: (0, 0),
             gone_since: None,
-            workers: Vec::new(),
+            smtpd: Reading::unavailable("the processes have not been counted yet"),
             master,
         }
     }
@@ -156,6 +156,11 @@ impl Instance {
         self.gone_since.get_or_insert(now);
     }
 
+    /// The master was not there in the last tick.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone_since.is_some()
+    }
+
     /// For how long the master has been gone; `None` while it is there.
     pub(super) fn gone_for(&self, now: Instant) -> Option<Duration> {
         self.gone_since.map(|since| now.saturating_duration_since(since))
@@ -163,7 +168,7 @@ impl Instance {
 
     /// The smtpd processes of the last tick, as the verification of a reload wants them.
     pub(super) fn workers(&self) -> &[Smtpd] {
-        &self.workers
+        self.smtpd.value().map_or(&[], Vec::as_slice)
     }
 
     pub(super) fn alive(&self) -> bool {
@@ -306,20 +311,22 @@ impl Instance {
         })
     }
 
-    /// Counts processes, and looks closely at the sockets where that says that it is worth it. `None`: nothing to
-    /// look at yet.
-    pub(super) fn look(&mut self, config: &Config, now: Instant) -> Option<Vec<Found>> {
-        let smtpd = match self.processes.update(&self.master) {
-            Ok(smtpd) => {
-                self.workers = smtpd.clone();
-                Reading::exact(smtpd, now)
-            }
+    /// Counts the smtpd processes, which costs next to nothing.
+    pub(super) fn count_processes(&mut self, now: Instant) {
+        self.smtpd = match self.processes.update(&self.master) {
+            Ok(smtpd) => Reading::exact(smtpd, now),
             Err(error) => Reading::unavailable(format!("cannot list the processes of the master: {error}")),
         };
-        self.close = self.worth_a_look(config, &smtpd);
-        let newest = smtpd.value().map_or((0, 0), |all| {
-            (all.len(), all.iter().map(|one| one.start_time).max().unwrap_or(0))
-        });
+    }
+
+    /// Whether the sockets are to be looked at in this tick.
+    pub(super) fn wants_a_look(&mut self, config: &Config, counted: &mut Counted<'_>, now: Instant) -> bool {
+        self.close = self
+            .services
+            .iter()
+            .any(|service| self.may_fill(service, config, counted));
+        let starts = self.workers().iter().map(|one| one.start_time);
+        let newest = (self.workers().len(), starts.max().unwrap_or(0));
         // A slot is taken by a new process, or by an idle one, which then are fewer: the former shows at once, the
         // latter at the next close look.
         let changed = std::mem::replace(&mut self.newest, newest) != newest;
@@ -328,20 +335,45 @@ impl Instance {
             (true, false) => LOOK_CLOSELY_EVERY,
             (false, _) => LOOK_EVERY,
         };
-        if self
-            .looked_at
-            .is_some_and(|at| now.saturating_duration_since(at) < every)
-        {
-            return None;
+        self.looked_at
+            .is_none_or(|at| now.saturating_duration_since(at) >= every)
+    }
+
+    /// Whether so many slots may be busy that it is worth to look closely. There are never more busy slots than
+    /// processes, and those stay for max_idle; never more, either, than were held at the last look and have come since.
+    fn may_fill(&self, service: &Service, config: &Config, counted: &mut Counted<'_>) -> bool {
+        if service.has_ours() {
+            return true;
         }
+        let Some(slots) = service.slots() else {
+            return false;
+        };
+        let from = f64::from(slots) * config.detect.thresholds.trip() * LOOK_CLOSELY_FROM;
+        let processes = self.workers().iter();
+        let processes = processes.filter(|one| one.service == service.watched.id).count();
+        processes as f64 >= from
+            && service
+                .busy_at_most(counted.get())
+                .is_none_or(|busy| busy as f64 >= from)
+    }
+
+    /// Looks at the sockets. `probed` must have been read before: who comes in between is then still to come.
+    pub(super) fn look(&mut self, config: &Config, probed: &Probed, now: Instant) -> Vec<Found> {
         self.looked_at = Some(now);
         if self.close && config.act.headroom > 1.0 && self.room_is_due(now) {
+            let workers = self.smtpd.value().map_or(&[][..], Vec::as_slice);
             for service in self.services.iter_mut().filter(|service| !service.has_ours()) {
-                service.look_for_room(config.act.headroom, &self.master, &self.workers);
+                service.look_for_room(config.act.headroom, &self.master, workers);
             }
         }
-        let services = self.services.iter().map(|service| &service.watched);
-        Some(self.eyes.look(services, &self.screened, &smtpd, now))
+        let services = self.services.iter_mut().map(|service| {
+            let vacant = service.is_vacant(probed, now);
+            if !vacant {
+                service.walked_at = Some(now);
+            }
+            (&service.watched, vacant)
+        });
+        self.eyes.look(services, &self.screened, &self.smtpd, now)
     }
 
     fn room_is_due(&mut self, now: Instant) -> bool {
@@ -352,19 +384,6 @@ impl Instance {
             self.room_at = Some(now);
         }
         due
-    }
-
-    fn worth_a_look(&self, config: &Config, smtpd: &Reading<Vec<Smtpd>>) -> bool {
-        let from = config.detect.thresholds.trip() * LOOK_CLOSELY_FROM;
-        self.services.iter().any(|service| {
-            let count = smtpd.value().map_or(0, |all| {
-                all.iter().filter(|one| one.service == service.watched.id).count()
-            });
-            service.has_ours()
-                || service
-                    .slots()
-                    .is_some_and(|slots| count as f64 >= f64::from(slots) * from)
-        })
     }
 
     /// How soon it wants the next tick.

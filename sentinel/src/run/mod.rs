@@ -10,8 +10,10 @@ mod hands;
 mod instance;
 mod outside;
 mod report;
+mod room;
 mod service;
 mod shedding;
+mod turns;
 
 use std::io;
 use std::sync::Arc;
@@ -95,7 +97,7 @@ fn run(engine: &mut Engine, supervisor: &mut Supervisor, stopped: &Receiver<&'st
         let ended = clock::now().mono;
         supervisor.ticked(ended);
         let took = ended.saturating_duration_since(began.mono);
-        match stopped.recv_timeout(engine.pace().saturating_sub(took)) {
+        match stopped.recv_timeout(engine.pause(took)) {
             Ok(signal) => return signal,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return "the front has ended",

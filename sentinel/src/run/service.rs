@@ -1,7 +1,8 @@
 //! One watched master.cf entry: its windows, its judge, its state machine, and the act of ours that is under way.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::engine::Probed;
 use super::shedding::Shedding;
 use crate::actuator::InFlight;
 use crate::config::Config;
@@ -16,6 +17,9 @@ use crate::shed::Situation;
 use crate::signals::service::{ListenerLook, Look, ServiceSignals, Slots};
 use crate::signals::{ListenerId, ProcessLimit, Reading, Sample};
 use crate::sock_diag::Connection;
+
+/// How often the kernel is asked for the connections of a service although nobody can be there.
+const WALK_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(super) struct Service {
@@ -36,6 +40,8 @@ pub(super) struct Service {
     /// When the history was told last that somebody else edits the file while our lines are in it.
     pub(super) outside_told: Option<Instant>,
     pub(super) shedding: Shedding,
+    /// When the kernel was last asked for its connections.
+    pub(super) walked_at: Option<Instant>,
 }
 
 /// What the last look came to.
@@ -67,6 +73,7 @@ impl Service {
             lines_in_file: false,
             outside_told: None,
             shedding: Shedding::new(config.detect.dwell),
+            walked_at: None,
         }
     }
 
@@ -159,6 +166,29 @@ impl Service {
             .iter()
             .flat_map(|seen| &seen.listeners)
             .map(|listener| listener.id)
+    }
+
+    /// The most slots that can be busy by now: those that were at the last look, and all who waited in the queue then or
+    /// have come since. `None` when arrivals are not counted.
+    pub(super) fn busy_at_most(&self, probed: &Probed) -> Option<u64> {
+        let seen = self.seen.as_ref()?;
+        let mut most = u64::from(*seen.sample.busy.value()?);
+        for listener in &seen.listeners {
+            let before = listener.probed.as_ref()?.counts.connections;
+            let arrived = probed.get(&listener.id)?.counts.connections.checked_sub(before)?;
+            most += u64::from(listener.socket.depth) + arrived;
+        }
+        (!seen.listeners.is_empty()).then_some(most)
+    }
+
+    /// Whether there can be no connection, so that the kernel need not be asked: there was none at the last look, and
+    /// none has come since.
+    pub(super) fn is_vacant(&self, probed: &Probed, now: Instant) -> bool {
+        let recent = |at: Instant| now.saturating_duration_since(at) < WALK_EVERY;
+        let empty = |seen: &Seen| seen.connections.is_empty();
+        self.walked_at.is_some_and(recent)
+            && self.seen.as_ref().is_some_and(empty)
+            && self.busy_at_most(probed) == Some(0)
     }
 
     /// Takes a look in: readings, then the verdict on them.

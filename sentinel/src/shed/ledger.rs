@@ -30,6 +30,8 @@ pub struct Ledger {
     /// Sessions that only the limits of stress mode have ended are counted over this long.
     counted_over: Duration,
     tracks: HashMap<[u8; 8], Track>,
+    /// When the last look was taken in.
+    seen_at: Option<Instant>,
     /// When a session ended that only stress mode's limits have ended, by smtpd or by us.
     ended: VecDeque<Instant>,
     /// Whom we closed for not saying a word, and when last.
@@ -43,6 +45,10 @@ struct Track {
     /// What the client had sent when the server last spoke.
     received_before_turn: u64,
     junk: u32,
+    /// When it was first seen greeted.
+    greeted_at: Option<Instant>,
+    /// All that it has ever said are commands that do nothing.
+    only_junk: bool,
     /// For how long it had been silent, on its own turn, when last seen.
     silent: Duration,
 }
@@ -54,6 +60,7 @@ impl Ledger {
         Self {
             counted_over: dwell * 3 / 2,
             tracks: HashMap::new(),
+            seen_at: None,
             ended: VecDeque::new(),
             mutes: HashMap::new(),
         }
@@ -65,8 +72,8 @@ impl Ledger {
         let accepted = connections.iter().filter(|connection| connection.accepted());
         let tracks = accepted.map(|connection| {
             let track = match self.tracks.get(&connection.cookie) {
-                Some(track) => track.follow(connection),
-                None => Track::begin(connection),
+                Some(track) => track.follow(now, connection),
+                None => Track::begin(now, connection),
             };
             (connection.cookie, track)
         });
@@ -89,6 +96,7 @@ impl Ledger {
             self.ended.pop_front();
         }
         self.tracks = tracks;
+        self.seen_at = Some(now);
         self.mutes
             .retain(|_, at| now.saturating_duration_since(*at) < REMEMBERED);
     }
@@ -110,7 +118,7 @@ impl Ledger {
             } else {
                 mute_limit
             };
-            let (reason, since) = track.offence(connection, limits, mute_limit)?;
+            let (reason, since) = track.offence(self.seen_at?, connection, limits, mute_limit)?;
             Some(Offender {
                 connection: *connection,
                 reason,
@@ -142,20 +150,23 @@ impl Ledger {
 }
 
 impl Track {
-    fn begin(connection: &Connection) -> Self {
+    fn begin(now: Instant, connection: &Connection) -> Self {
         Self {
             bytes_sent: connection.bytes_sent,
             bytes_received: connection.bytes_received,
             received_before_turn: connection.bytes_received,
             junk: 0,
+            greeted_at: (connection.bytes_sent > 0).then_some(now),
+            only_junk: connection.bytes_received == 0,
             silent: silence(connection),
         }
     }
 
-    fn follow(self, connection: &Connection) -> Self {
+    fn follow(self, now: Instant, connection: &Connection) -> Self {
         let sent = connection.bytes_sent.saturating_sub(self.bytes_sent);
         let received = connection.bytes_received.saturating_sub(self.bytes_received);
         let new_turn = sent > 0;
+        let junk = junk_commands(received, sent);
         Self {
             bytes_sent: connection.bytes_sent,
             bytes_received: connection.bytes_received,
@@ -164,19 +175,27 @@ impl Track {
             } else {
                 self.received_before_turn
             },
-            junk: self.junk.saturating_add(junk_commands(received, sent)),
+            junk: self.junk.saturating_add(junk),
+            greeted_at: self.greeted_at.or((connection.bytes_sent > 0).then_some(now)),
+            only_junk: self.only_junk && (received == 0 || junk > 0),
             silent: silence(connection),
         }
     }
 
     fn offence(
         &self,
+        now: Instant,
         connection: &Connection,
         limits: &Limits,
         mute_limit: Duration,
     ) -> Option<(Reason, Duration)> {
         if self.junk >= limits.junk_commands.saturating_add(2) && connection.bytes_sent > 0 {
             return Some((Reason::Junk, connection.since_sent));
+        }
+        if let Some(idled) = self.idled(now, connection)
+            && idled >= mute_limit + GRACE
+        {
+            return Some((Reason::Mute, idled));
         }
         match turn(connection) {
             Turn::Ungreeted => None,
@@ -189,6 +208,15 @@ impl Track {
                 self.slow_request(connection, limits)
             }
         }
+    }
+
+    /// For how long a client has been greeted that has had nothing to say but commands that do nothing, each of which has
+    /// its reply: who says NOOP to look alive has not said a word.
+    fn idled(&self, now: Instant, connection: &Connection) -> Option<Duration> {
+        let answered = connection.since_sent <= connection.since_received;
+        let idle = self.only_junk && self.junk > 0 && answered;
+        let since = self.greeted_at.filter(|_| idle)?;
+        Some(now.saturating_duration_since(since))
     }
 
     fn slow_request(&self, connection: &Connection, limits: &Limits) -> Option<(Reason, Duration)> {

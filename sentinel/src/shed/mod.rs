@@ -53,7 +53,7 @@ pub struct Situation {
 pub enum Reason {
     /// Silent for longer than the stress timeout while it owes the next move.
     Silent,
-    /// Has not said a word since the greeting, while slots are running out.
+    /// Has not said a word since the greeting, or only such as do nothing, while slots are running out.
     Mute,
     /// Takes longer over one request than the deadline and the data rate of stress mode allow.
     SlowRequest,

@@ -73,6 +73,17 @@ impl<T> Reading<T> {
         }
     }
 
+    pub fn as_ref(&self) -> Reading<&T> {
+        match self {
+            Self::Known { value, at, quality } => Reading::Known {
+                value,
+                at: *at,
+                quality: *quality,
+            },
+            Self::Unavailable(reason) => Reading::Unavailable(reason.clone()),
+        }
+    }
+
     pub fn map<U>(self, f: impl FnOnce(T) -> U) -> Reading<U> {
         match self {
             Self::Known { value, at, quality } => Reading::Known {

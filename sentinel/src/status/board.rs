@@ -7,11 +7,15 @@ use std::time::{Duration, Instant};
 
 use super::Report;
 use crate::controller::State;
+use crate::probes::Evictions;
 use crate::shed::Reason;
 
-/// Above this many, the counters of instances that are gone are dropped. Until then they stay: the reload that a
+/// Above this many, the counters of instances and services that are gone are dropped. Until then they stay: the reload that a
 /// master did not survive must not vanish together with the master.
 const KEPT_COUNTERS: usize = 1024;
+
+/// Services of one instance whose counters begin at 0; those of others begin with the first event.
+const SERVICES: usize = 64;
 
 /// Shared by reference; all methods take `&self`.
 #[derive(Debug)]
@@ -39,6 +43,34 @@ pub struct Counters {
     /// By instance: ListenOverflows of its network namespace, since that began. Absent while not known, and where the
     /// probes count by listener.
     pub accept_overflows: BTreeMap<String, u64>,
+    pub ticks: Ticks,
+    /// How often an instance had to wait for a later tick, because the others took all the time of this one.
+    pub deferred: u64,
+    /// Absent without the BPF probes.
+    pub evictions: Option<Evictions>,
+}
+
+/// How long the ticks took.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ticks {
+    /// Element i: ticks of at most the i-th of [`Ticks::BOUNDS_MS`], and longer than the one before; the last element:
+    /// those that were longer than all.
+    pub counts: [u64; Ticks::BOUNDS_MS.len() + 1],
+    pub sum: Duration,
+}
+
+impl Ticks {
+    /// 100 is the time between two ticks: what is longer makes the next one late.
+    pub const BOUNDS_MS: [u64; 10] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000];
+
+    fn add(&mut self, took: Duration) {
+        let bucket = Self::BOUNDS_MS
+            .iter()
+            .position(|bound| took <= Duration::from_millis(*bound))
+            .unwrap_or(Self::BOUNDS_MS.len());
+        self.counts[bucket] += 1;
+        self.sum += took;
+    }
 }
 
 /// How a reload ended.
@@ -117,6 +149,21 @@ impl Board {
         };
     }
 
+    /// Counts a tick.
+    pub fn count_tick(&self, took: Duration) {
+        self.lock().counters.ticks.add(took);
+    }
+
+    /// Counts `instances` that had to wait for a later tick.
+    pub fn count_deferred(&self, instances: u64) {
+        self.lock().counters.deferred += instances;
+    }
+
+    /// Says how much the BPF maps have forgotten by now; `None` when there are none.
+    pub fn set_evictions(&self, evictions: Option<Evictions>) {
+        self.lock().counters.evictions = evictions;
+    }
+
     /// A panic of another thread leaves whole values behind: nothing in here is changed in two steps.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -129,7 +176,7 @@ impl Counters {
             for result in [ReloadResult::Done, ReloadResult::Failed] {
                 self.reloads.entry((instance.id.clone(), result)).or_insert(0);
             }
-            for service in &instance.services {
+            for service in instance.services.iter().take(SERVICES) {
                 for reason in Reason::ALL {
                     self.sheds
                         .entry((instance.id.clone(), service.label(), reason))
@@ -151,10 +198,19 @@ impl Counters {
         self.accept_overflows
             .retain(|instance, _| present.contains(instance.as_str()));
         if self.transitions.len() + self.reloads.len() + self.sheds.len() > KEPT_COUNTERS {
+            let services: BTreeSet<(&str, String)> = report
+                .instances
+                .iter()
+                .flat_map(|instance| {
+                    let labels = instance.services.iter().map(super::Service::label);
+                    labels.map(|service| (instance.id.as_str(), service))
+                })
+                .collect();
+            let kept = |instance: &str, service: &String| services.contains(&(instance, service.clone()));
             self.sheds
-                .retain(|(instance, ..), _| present.contains(instance.as_str()));
+                .retain(|(instance, service, _), _| kept(instance, service));
             self.transitions
-                .retain(|(instance, ..), _| present.contains(instance.as_str()));
+                .retain(|(instance, service, _), _| kept(instance, service));
             self.reloads
                 .retain(|(instance, _), _| present.contains(instance.as_str()));
         }
@@ -205,6 +261,25 @@ mod tests {
                 .reloads
                 .contains_key(&("/pods/1999".to_owned(), ReloadResult::Done))
         );
+    }
+
+    /// Who may write a master.cf can give an entry another name every second.
+    #[test]
+    fn counters_are_bounded_however_many_services_come_and_go() {
+        let board = Board::new(start());
+        let mut report = report();
+        report.instances.truncate(1);
+        report.instances[0].services.truncate(1);
+        let id = report.instances[0].id.clone();
+        for n in 0..2000 {
+            report.instances[0].services[0].name = format!("192.0.2.1:{n}");
+            board.publish(report.clone(), start());
+            board.count_transition(&id, &format!("192.0.2.1:{n}/inet"), State::Stressed);
+        }
+        let counters = board.counters();
+        assert!(counters.transitions.len() + counters.sheds.len() <= KEPT_COUNTERS);
+        let last = (id, "192.0.2.1:1999/inet".to_owned(), State::Stressed);
+        assert_eq!(counters.transitions[&last], 1);
     }
 
     #[test]

@@ -168,7 +168,7 @@ fn what_it_did(sentinel: &Sentinel, daemon: &Daemon<'_>) -> Result<(usize, Optio
     let history = sentinel.history()?;
     let trips = history
         .iter()
-        .filter(|entry| entry.is_transition_to("stressed"))
+        .filter(|entry| entry.is_transition_to("stressed") && entry.from.as_deref() == Some("normal"))
         .count();
     let sheds = daemon.metrics()?.sum("smtp_sentinel_shed_connections_total", &[]);
     Ok((trips, sheds.map(|sheds| sheds as u64)))

@@ -77,7 +77,10 @@ fn promises(profile: &str) -> Vec<(&'static str, Vec<Promise>)> {
             "sentinel",
             with(&[SlowAsStatic("pause 8 s"), SlowAsStatic("upload")]),
         )],
-        "surge" => vec![("sentinel", vec![NothingShed])],
+        "surge" => vec![
+            ("sentinel", vec![NothingShed]),
+            ("headroom", vec![nearly, NothingShed]),
+        ],
         "quiet" | "scan" | "slowdns" => vec![
             ("sentinel", vec![NothingShed, NoTrip]),
             ("postscreen+sentinel", vec![NothingShed, NoTrip]),

@@ -14,8 +14,10 @@ const SLOTS: u32 = 20;
 /// How long the attack is measured. Built-in stress leaves the first clients their 300 s, and its recovery after that is to
 /// be seen.
 const LONG: Duration = Duration::from_secs(345);
+/// Once is enough for that: in the others all slots are gone by then, and it goes on so.
+const MIDDLE: Duration = Duration::from_secs(120);
 /// Where nothing is to happen, or the same all the time.
-const SHORT: Duration = Duration::from_secs(120);
+const SHORT: Duration = Duration::from_secs(60);
 
 /// A load.
 #[derive(Debug, Clone)]
@@ -88,6 +90,7 @@ fn attacks() -> Vec<Profile> {
     vec![
         Profile {
             assaults: silent(1.2),
+            window: LONG,
             ..profile("flood", "1.2 silent clients a second")
         },
         Profile {
@@ -283,7 +286,7 @@ fn profile(name: &'static str, about: &'static str) -> Profile {
         greeting_delay: None,
         parties: vec![legitimate(LEGITIMATE)],
         assaults: Vec::new(),
-        window: LONG,
+        window: MIDDLE,
         alone: false,
     }
 }

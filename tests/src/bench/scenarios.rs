@@ -81,7 +81,8 @@ impl Scenario {
         }
     }
 
-    pub(super) fn is_behind_postscreen(&self) -> bool {
+    /// postscreen takes the connections, and its own wait comes before each greeting.
+    pub fn is_behind_postscreen(&self) -> bool {
         self.front == Front::Postscreen
     }
 

@@ -6,9 +6,11 @@
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
 use sentinel_lab::bench::expect::{self, Verdict};
 use sentinel_lab::bench::profiles::{self, Profile};
@@ -34,7 +36,7 @@ struct Arguments {
     /// Measure for so long, instead of as long as the profile says
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: Option<u64>,
-    /// Scenarios at a time; as many as there are processors unless given
+    /// Scenarios at a time; six for each processor unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     jobs: Option<u8>,
     /// Of the arrivals; the same seed is the same load
@@ -56,6 +58,9 @@ struct Arguments {
     #[arg(long)]
     list: bool,
 }
+
+/// A scenario takes a tenth of a processor or less: with so many for each, latencies are what they are with one.
+const PER_PROCESSOR: usize = 6;
 
 fn main() -> ExitCode {
     match bench(&Arguments::parse()) {
@@ -168,37 +173,87 @@ fn run(arguments: &Arguments, profiles: &[Profile], store: &Store) -> Result<()>
         }
     }
     ensure!(!scenarios.is_empty(), "no scenario is left to run");
-    let machine = Machine::this();
-    for profile in profiles {
-        let phases = phases(arguments, profile);
-        let jobs = match arguments.jobs {
-            Some(jobs) => jobs.into(),
-            None if profile.alone => 1,
-            None => machine.processors,
-        };
-        let jobs = jobs.min(scenarios.len());
-        println!("\n{}: {}", profile.name, profile.about);
+    let session = Session {
+        arguments,
+        scenarios,
+        not_run,
+        machine: Machine::this(),
+        store: Mutex::new(store),
+    };
+    session.all(profiles)
+}
+
+/// What all profiles of one call have in common.
+struct Session<'a> {
+    arguments: &'a Arguments,
+    scenarios: Vec<Scenario>,
+    not_run: Vec<NotRun>,
+    machine: Machine,
+    /// One profile at a time is stored and printed.
+    store: Mutex<&'a Store>,
+}
+
+impl Session<'_> {
+    /// As many profiles at a time as there are jobs for all their scenarios; those that want the machine for themselves
+    /// come after all others.
+    fn all(&self, profiles: &[Profile]) -> Result<()> {
+        let jobs = self
+            .arguments
+            .jobs
+            .map_or(self.machine.processors * PER_PROCESSOR, usize::from);
+        let side_by_side = jobs.min(self.scenarios.len());
+        let (alone, together): (Vec<_>, Vec<_>) = profiles.iter().partition(|profile| profile.alone);
+        let next = Mutex::new(together.into_iter());
+        let take = || next.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let workers = (jobs / self.scenarios.len()).max(1);
+        thread::scope(|scope| {
+            let worker = || -> Result<()> {
+                while let Some(profile) = take() {
+                    self.one(profile, side_by_side, jobs)?;
+                }
+                Ok(())
+            };
+            let workers: Vec<_> = (0..workers).map(|_| scope.spawn(worker)).collect();
+            let ends = workers
+                .into_iter()
+                .map(|worker| worker.join().map_err(|_| anyhow!("a run panicked"))?);
+            ends.collect::<Result<()>>()
+        })?;
+        alone.into_iter().try_for_each(|profile| self.one(profile, 1, 1))
+    }
+
+    /// `jobs` is what runs on the machine in all.
+    fn one(&self, profile: &Profile, at_a_time: usize, jobs: usize) -> Result<()> {
+        let phases = phases(self.arguments, profile);
+        let wanted = |scenario: &&Scenario| !profile.alone || !scenario.is_behind_postscreen();
+        let scenarios: Vec<_> = self.scenarios.iter().filter(wanted).copied().collect();
         let mut runs = Vec::new();
-        for batch in scenarios.chunks(jobs) {
-            announce(batch, &phases);
-            runs.extend(side_by_side(profile, batch, &phases, arguments.seed)?);
+        for batch in scenarios.chunks(at_a_time) {
+            announce(profile, batch, &phases);
+            runs.extend(side_by_side(profile, batch, &phases, self.arguments.seed)?);
         }
         let outcome = Outcome {
             profile: profile.name.to_owned(),
             about: profile.about.to_owned(),
             maxproc: profile.maxproc,
-            machine: machine.clone(),
-            seed: arguments.seed,
+            machine: self.machine.clone(),
+            seed: self.arguments.seed,
             jobs,
             window_s: phases.window.as_secs_f64(),
             patience_s: phases.patience.as_secs_f64(),
             runs,
-            not_run: not_run.clone(),
+            not_run: self.not_run.clone(),
         };
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         store.keep(&outcome)?;
-        println!("\n{}", of_profile(&outcome));
+        println!(
+            "\n{}: {}\n\n{}",
+            profile.name,
+            profile.about,
+            of_profile(&outcome)
+        );
+        Ok(())
     }
-    Ok(())
 }
 
 fn phases(arguments: &Arguments, profile: &Profile) -> Phases {
@@ -210,10 +265,11 @@ fn phases(arguments: &Arguments, profile: &Profile) -> Phases {
     }
 }
 
-fn announce(batch: &[Scenario], phases: &Phases) {
+fn announce(profile: &Profile, batch: &[Scenario], phases: &Phases) {
     let names: Vec<_> = batch.iter().map(|scenario| scenario.name).collect();
     println!(
-        "  {}: {} s of calm, {} s measured, {} s and the last senders after it",
+        "{} with {}: {} s of calm, {} s measured, {} s and the last senders after it",
+        profile.name,
         names.join(", "),
         phases.calm.as_secs(),
         phases.window.as_secs(),

@@ -42,7 +42,10 @@ const STATES: [(&str, RGBColor); 4] = [
 /// those that have no such label) and their colours.
 type Lines = (&'static str, &'static [(&'static str, &'static [RGBColor])]);
 const CHARTS: [Lines; 5] = [
-    ("smtpd: busy and limit", &[("busy", &[BLUE]), ("limit", &[GREY])]),
+    (
+        "smtpd: busy and limit",
+        &[("busy", &[BLUE]), ("limit", &[GREY]), ("added", &[ORANGE])],
+    ),
     (
         "Accept queue",
         &[("depth", &[BLUE]), ("high water", &[ORANGE]), ("limit", &[GREY])],

@@ -15,8 +15,7 @@ use crate::signals::ProcessLimit;
 const PROPOSED: f64 = 4.0;
 
 /// Parameters of smtpd that say whom it asks for each session, and how many may come.
-const PARAMETERS: [&str; 15] = [
-    "default_process_limit",
+const PARAMETERS: [&str; 14] = [
     "smtpd_client_connection_count_limit",
     "smtpd_milters",
     "smtpd_proxy_filter",
@@ -145,6 +144,12 @@ fn against(parameters: &BTreeMap<String, String>) -> Vec<String> {
         }
     }
     let set = |name: &str| parameters.get(name).filter(|value| !value.is_empty());
+    if set("smtpd_client_connection_count_limit").is_some_and(|limit| limit == "0") {
+        reasons.push(
+            "smtpd_client_connection_count_limit is 0, so one client may take all slots, new ones too"
+                .to_owned(),
+        );
+    }
     if let Some(milters) = set("smtpd_milters") {
         reasons.push(format!(
             "smtpd_milters = {milters}, which must bear as many clients"
@@ -201,7 +206,7 @@ mod tests {
     #[test]
     fn a_plain_postfix_has_nothing_against_it() {
         let plain = [
-            ("default_process_limit", "100"),
+            ("smtpd_client_connection_count_limit", "50"),
             ("smtpd_milters", ""),
             ("local_recipient_maps", "unix:passwd.byname"),
         ];

@@ -76,6 +76,30 @@ fn who_comes_back_to_say_nothing_again_is_met_with_half_the_patience() {
     assert!(!named(700, again(3, 7), FULL), "forgotten");
 }
 
+#[test]
+fn who_says_nothing_but_noop_has_not_said_a_word() {
+    let start = crate::clock::now().mono;
+    // Greeted at 0 s, and a command of `bytes` at 4 s, which has its reply of `reply` bytes.
+    let named = |bytes: u64, reply: u64, at: u64, situation| {
+        let mut ledger = Ledger::new(Duration::from_secs(30));
+        ledger.see(start, &[mute(0)], &LIMITS);
+        let spoke = Connection {
+            bytes_sent: 31 + reply,
+            bytes_received: bytes,
+            since_sent: Duration::from_secs(at - 4),
+            since_received: Duration::from_secs(at - 4),
+            ..mute(0)
+        };
+        ledger.see(start + Duration::from_secs(at), &[spoke], &LIMITS);
+        let offenders = ledger.offenders(&[spoke], &LIMITS, FLOOR, situation);
+        offenders.first().map(|one| one.reason)
+    };
+    assert_eq!(named(6, 14, 6, FULL), Some(Reason::Mute));
+    assert_eq!(named(6, 14, 5, FULL), None, "its patience is that with the mute");
+    assert_eq!(named(6, 14, 6, EASY), None, "there are slots");
+    assert_eq!(named(17, 180, 6, FULL), None, "EHLO is a word");
+}
+
 fn reason(looks: &[Connection], situation: Situation) -> Option<Reason> {
     let mut ledger = Ledger::new(Duration::from_secs(30));
     let start = crate::clock::now().mono;
