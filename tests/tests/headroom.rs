@@ -7,7 +7,7 @@ use std::time::Duration;
 use sentinel_lab::attackers::{Arrival, Attack, Attackers};
 use sentinel_lab::clock::wait_until;
 use sentinel_lab::senders::{Tally, Traffic};
-use sentinel_lab::sentinel::{Daemon, Sentinel, Settings};
+use sentinel_lab::sentinel::{Daemon, Entry, Sentinel, Settings};
 use sentinel_lab::{Lab, master_cf};
 use smtp_sentinel::controller::State;
 
@@ -56,7 +56,7 @@ fn an_attack_brings_slots_and_stress_in_one_edit_and_both_go_byte_for_byte() {
     let original = lab.postfix.master_cf().unwrap();
     let sentinel = install(&lab, "shed = false");
     let daemon = sentinel.start().unwrap();
-    let senders = lab.senders(Traffic::new(4.0)).unwrap();
+    // Nobody at work beside them, so that what is seen is no surge first.
     let attackers = flood(&lab);
     daemon
         .wait_service("to be stressed", PATIENCE, |service| {
@@ -64,10 +64,15 @@ fn an_attack_brings_slots_and_stress_in_one_edit_and_both_go_byte_for_byte() {
         })
         .unwrap();
     assert_eq!(maxproc(&lab), "80");
+    wait_until("the reload", PATIENCE, || Ok(lab.postfix.reloads() >= 1)).unwrap();
     assert_eq!(lab.postfix.reloads(), 1, "one edit, one reload");
-    let service = daemon.find_service("smtp/inet").unwrap().unwrap();
-    assert_eq!((service.limit, service.own_limit), (Some(80), Some(20)));
+    daemon
+        .wait_service("its own slots beside the new ones", PATIENCE, |service| {
+            (service.limit, service.own_limit) == (Some(80), Some(20))
+        })
+        .unwrap();
     // Master takes it: twice as many clients as it had slots sit on it, and mail still flows.
+    let senders = lab.senders(Traffic::new(4.0)).unwrap();
     let more = lab
         .attack(Attack::silent(Arrival::Evenly {
             count: 25,
@@ -121,24 +126,25 @@ fn a_surge_brings_slots_and_no_stress() {
         Ok(lab.postfix.master_cf()? == original)
     })
     .unwrap();
+    // The entry of an act is written after it.
+    let count = |history: &[Entry], action: &str| {
+        let done = |entry: &&Entry| {
+            entry.action.as_deref() == Some(action) && entry.outcome.as_deref() == Some("done")
+        };
+        history.iter().filter(done).count()
+    };
+    wait_until("history to have both ways", PATIENCE, || {
+        let history = sentinel.history()?;
+        let raised = count(&history, "headroom");
+        Ok(raised >= 1 && raised == count(&history, "undo"))
+    })
+    .unwrap();
     let history = sentinel.history().unwrap();
     assert!(
         !history.iter().any(|entry| entry.is_transition_to("stressed")
             || matches!(entry.action.as_deref(), Some("shed" | "edit"))),
         "{history:#?}"
     );
-    let done = |action: &str| {
-        let of = |entry: &&_| is_done(entry, action);
-        history.iter().filter(of).count()
-    };
-    assert!(
-        done("headroom") >= 1 && done("headroom") == done("undo"),
-        "{history:#?}"
-    );
-}
-
-fn is_done(entry: &sentinel_lab::sentinel::Entry, action: &str) -> bool {
-    entry.action.as_deref() == Some(action) && entry.outcome.as_deref() == Some("done")
 }
 
 #[test]
@@ -150,7 +156,7 @@ fn a_surge_without_headroom_is_an_alert_and_nothing_else() {
     let senders = lab
         .senders(Traffic {
             pause: Duration::from_millis(120),
-            ..Traffic::new(8.0)
+            ..Traffic::new(12.0)
         })
         .unwrap();
     wait_until("the alert", PATIENCE, || {

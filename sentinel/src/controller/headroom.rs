@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 use super::{Dwell, RETRY_AFTER, State, lasted};
 use crate::detector::{Verdict, VerdictKind};
 
+/// A short burst that drains by itself is no news.
+const ALERT_AFTER: Duration = Duration::from_secs(10);
+
 /// The same refusal is told again after this long.
 const TELL_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
@@ -117,7 +120,8 @@ impl Headroom {
             *told == why && now.saturating_duration_since(*at) < TELL_AGAIN_AFTER
         };
         // Of clients that sit on the slots the trip's own refusal tells.
-        if verdict.kind != VerdictKind::Surge || self.told.as_ref().is_some_and(again) {
+        let surge = verdict.kind == VerdictKind::Surge && lasted(self.wanted_since, now, ALERT_AFTER);
+        if !surge || self.told.as_ref().is_some_and(again) {
             return RoomPlan::Nothing;
         }
         reasons.insert(

@@ -116,12 +116,14 @@ impl Detector {
         let pressure = (f64::from(busy) / f64::from(limit)).min(1.0);
         // Calm is what would be calm by the administrator's own maxproc: headroom is to go when it is not needed.
         let own_limit = sample.own_limit.unwrap_or(limit).min(limit).max(1);
-        let settled = self.settle((f64::from(busy) / f64::from(own_limit)).min(1.0), sample.at);
+        let own_pressure = (f64::from(busy) / f64::from(own_limit)).min(1.0);
+        let settled = self.settle(own_pressure, sample.at);
         let mut reasons = vec![format!("{busy} of {limit} smtpd slots are busy")];
         let mut kind = VerdictKind::Busy;
         if pressure >= self.thresholds.trip() {
             kind = cause(sample, &mut reasons);
         } else if settled < self.thresholds.clear()
+            && own_pressure < self.thresholds.trip()
             && !standing
             && !self.would_return(sample, settled, own_limit, &mut reasons)
         {
@@ -477,6 +479,13 @@ pub(crate) mod tests {
             )
         };
         assert_eq!(kind(&raised(16)), VerdictKind::Busy);
+        let mut detector = Detector::new(thresholds());
+        detector.step(&calm(at));
+        assert_eq!(
+            detector.step(&raised(16)).kind,
+            VerdictKind::Busy,
+            "however short"
+        );
         assert_eq!(kind(&raised(7)), VerdictKind::Calm);
         let kept_down = Sample {
             held_without_stress: Reading::exact(13.0, at),

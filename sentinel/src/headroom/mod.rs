@@ -1,6 +1,6 @@
 //! How many more slots a machine bears: what one smtpd takes, what is left, and what stays in reserve.
 //!
-//! [`measure`] looks; [`target`] decides and is pure. Changing master.cf is the actuator's, and when to do it the
+//! [`measure()`] looks; [`target()`] decides and is pure. Changing master.cf is the actuator's, and when to do it the
 //! controller's.
 
 mod measure;

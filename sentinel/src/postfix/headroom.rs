@@ -49,7 +49,7 @@ pub struct Lowered {
 }
 
 /// Puts `maxproc` into the column of the entry that counts for `id`, and our comment below it. Anything else stays as it
-/// is, byte for byte, and [`lower`] gives the very same file back.
+/// is, byte for byte, and [`edit::remove`] gives the very same file back.
 ///
 /// # Errors
 /// There is no such entry, or it is not ours to change.
