@@ -3,7 +3,8 @@
 //! One room per verb, plain values across the doors, arrows one way:
 //! [`probes`] and [`signals`] measure, [`detector`] judges, [`controller`] decides, [`actuator`] changes,
 //! [`metrics`] and [`status`] report. [`run`] wires them; [`privileges`] gives up what they do not need, [`notify`] tells
-//! systemd how it goes, and [`clock`] is the only place that reads the time.
+//! systemd how it goes, [`kubernetes`] knows what the cluster calls a container and wants of it, and [`clock`] is the
+//! only place that reads the time.
 
 pub mod actuator;
 pub mod cli;
@@ -13,6 +14,7 @@ pub mod control;
 pub mod controller;
 pub mod detector;
 pub mod headroom;
+pub mod kubernetes;
 pub mod metrics;
 pub mod notify;
 pub mod postfix;

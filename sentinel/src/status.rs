@@ -20,6 +20,9 @@ pub struct Report {
     #[serde(default)]
     pub capabilities: Vec<String>,
     pub probes: Vec<Probe>,
+    /// Null where the cluster is not asked.
+    #[serde(default)]
+    pub kubernetes: Option<Kubernetes>,
     pub instances: Vec<Instance>,
 }
 
@@ -55,6 +58,39 @@ pub enum ProbeState {
     Broken,
 }
 
+/// How it stands with the API of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kubernetes {
+    pub state: KubernetesState,
+    /// Why it is not ok, and what holds instead; when it is ok, what is left to be desired, or empty.
+    pub reason: String,
+    /// Pods of this node that are known.
+    pub pods: u32,
+    pub events: KubernetesEvents,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KubernetesState {
+    Ok,
+    /// The API does not answer; what it said before still counts.
+    Stale,
+    /// The API has not answered, or not for too long.
+    Unavailable,
+}
+
+/// Events on pods, since the daemon started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KubernetesEvents {
+    pub created: u64,
+    /// Not sent because they repeat the one before, or because there were too many.
+    pub suppressed: u64,
+    /// Not sent because too many were waiting.
+    pub dropped: u64,
+    /// The API did not take them.
+    pub failed: u64,
+}
+
 /// One running Postfix master.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Instance {
@@ -64,6 +100,9 @@ pub struct Instance {
     /// The container that it is in; absent where paths mean the same to it as to us.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<Container>,
+    /// The pod that it is in, as the cluster has it; absent where the cluster is not asked, and in no pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
     pub master_pid: i32,
     pub postfix_version: Option<String>,
     pub actionable: bool,
@@ -82,6 +121,19 @@ pub struct Container {
     pub pod_uid: Option<String>,
     /// What it calls itself; in Kubernetes the name of the pod.
     pub hostname: Option<String>,
+}
+
+/// What the cluster says of the container that an instance is in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// These are null while the API does not name them.
+    pub namespace: Option<String>,
+    pub name: Option<String>,
+    pub container: Option<String>,
+    /// What may be done with it: `off`, `observe` or `enforce`. The daemon's own mode is the most that counts.
+    pub mode: String,
+    /// Where that mode is from.
+    pub reason: String,
 }
 
 /// One watched master.cf entry. A value that is not known is null, with its reason in `unavailable`.
@@ -263,6 +315,7 @@ pub(crate) mod tests {
             id: id.to_owned(),
             config_dir: id.to_owned(),
             container: None,
+            pod: None,
             master_pid: 4711,
             postfix_version: Some("3.7.11".to_owned()),
             actionable: true,
@@ -274,6 +327,17 @@ pub(crate) mod tests {
             version: "0.1.0".to_owned(),
             mode: Mode::Enforce,
             capabilities: vec!["CAP_SYS_PTRACE".to_owned(), "CAP_NET_ADMIN".to_owned()],
+            kubernetes: Some(Kubernetes {
+                state: KubernetesState::Stale,
+                reason: "connection refused".to_owned(),
+                pods: 3,
+                events: KubernetesEvents {
+                    created: 5,
+                    suppressed: 4,
+                    dropped: 2,
+                    failed: 1,
+                },
+            }),
             probes: vec![
                 Probe {
                     name: "accept_queue".to_owned(),
@@ -294,6 +358,13 @@ pub(crate) mod tests {
                         name: "3f2a9c1b4d5e".to_owned(),
                         pod_uid: None,
                         hostname: Some(hostile.clone()),
+                    }),
+                    pod: Some(Pod {
+                        namespace: Some("post".to_owned()),
+                        name: Some("mail-0".to_owned()),
+                        container: None,
+                        mode: "observe".to_owned(),
+                        reason: "the pod's annotation smtp-sentinel.io/mode".to_owned(),
                     }),
                     ..instance(&hostile, vec![by_namespace(smtp)])
                 },

@@ -76,6 +76,13 @@ fn kustomize_renders_what_kubernetes_takes() {
 }
 
 #[test]
+fn the_examples_are_what_kubernetes_takes() {
+    let path = tools::repository("deploy/kubernetes/examples/hpa.yaml");
+    let text = fs::read_to_string(path).unwrap();
+    assert_valid(&Rendered { text }, "hpa.yaml");
+}
+
+#[test]
 fn the_chart_renders_what_kubernetes_takes() {
     for settings in SETTINGS {
         assert_valid(&manifests::chart(settings).unwrap(), &format!("{settings:?}"));

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use sha2::Digest as _;
 
 use crate::controller::State;
@@ -103,10 +104,22 @@ pub struct HistoryEntry {
     pub action: Option<Action>,
     pub reasons: Vec<String>,
     pub outcome: Option<Outcome>,
-    pub detail: serde_json::Value,
+    pub detail: Value,
 }
 
 impl HistoryEntry {
+    /// Says one thing more, beside what is in the detail already.
+    pub(super) fn add_detail(&mut self, key: &str, value: &str) {
+        match &mut self.detail {
+            Value::Object(detail) => {
+                detail.insert(key.to_owned(), value.into());
+            }
+            Value::Null => self.detail = json!({ key: value }),
+            // Nothing of ours writes any other.
+            _ => {}
+        }
+    }
+
     /// An entry with everything absent but its time and kind.
     pub fn new(time: Timestamp, kind: Kind) -> Self {
         Self {
@@ -119,7 +132,7 @@ impl HistoryEntry {
             action: None,
             reasons: Vec::new(),
             outcome: None,
-            detail: serde_json::Value::Null,
+            detail: Value::Null,
         }
     }
 }

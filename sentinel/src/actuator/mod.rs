@@ -97,6 +97,8 @@ pub struct Actuator {
     steps: Steps,
     /// By [`Home::name`].
     claimed: BTreeMap<String, Arc<ConfigDir>>,
+    /// By instance: what its pod is called.
+    pods: BTreeMap<String, String>,
     unwritten: VecDeque<(HistoryEntry, Vec<IntentId>)>,
     passed: check::Passed,
     /// By [`Home::name`]: the file that was seen last, if its master had every socket of it.
@@ -127,6 +129,7 @@ impl Actuator {
             postconf: Postconf::of,
             steps,
             claimed: BTreeMap::new(),
+            pods: BTreeMap::new(),
             unwritten: VecDeque::new(),
             passed: check::Passed::default(),
             bound: BTreeMap::new(),
@@ -137,6 +140,14 @@ impl Actuator {
     /// kept, and written before the next one.
     pub fn record(&mut self, entry: HistoryEntry) {
         self.write_down(entry, Vec::new());
+    }
+
+    /// What the pod of an instance is called; its entries say so from now on. `None`: nothing more of it.
+    pub fn call(&mut self, instance: &str, pod: Option<String>) {
+        match pod {
+            Some(pod) => self.pods.insert(instance.to_owned(), pod),
+            None => self.pods.remove(instance),
+        };
     }
 
     /// What is not settled: the file, or the master, may carry our setting.
@@ -186,7 +197,14 @@ impl Actuator {
     /// A history entry, after those that could not be written earlier. The act that it tells of is done, and stays
     /// done, whether or not this can be written: without it the intent stays open, which costs a reload too many at
     /// the next start and nothing else.
-    fn write_down(&mut self, entry: HistoryEntry, settles: Vec<IntentId>) {
+    fn write_down(&mut self, mut entry: HistoryEntry, settles: Vec<IntentId>) {
+        if let Some(pod) = entry
+            .instance
+            .as_ref()
+            .and_then(|instance| self.pods.get(instance))
+        {
+            entry.add_detail("pod", pod);
+        }
         self.unwritten.push_back((entry, settles));
         while let Some((entry, settles)) = self.unwritten.pop_front() {
             if let Err(error) = self

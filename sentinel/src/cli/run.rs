@@ -26,9 +26,10 @@ pub(super) fn execute(args: &Args) -> Result<Code, Failure> {
 
 /// Levels by RUST_LOG, else info. journald and files get no colours, and journald has its own clock.
 fn log_to_stderr() {
-    let filter = EnvFilter::builder()
-        .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
-        .from_env_lossy();
+    // The client of the Kubernetes API logs every failed attempt, and texts of the server as they come; what there is to
+    // say of it is said by the room of that name.
+    let levels = std::env::var("RUST_LOG").ok().filter(|levels| !levels.is_empty());
+    let filter = EnvFilter::builder().parse_lossy(levels.as_deref().unwrap_or("info,kube_client=off"));
     let builder = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(filter)

@@ -7,7 +7,7 @@ use super::plain::{bar, printable, table};
 use super::{Code, ConfigFile, Failure, print};
 use crate::control;
 use crate::controller::State;
-use crate::status::{Instance, Mode, ProbeState, Report, Service};
+use crate::status::{Instance, Kubernetes, KubernetesState, Mode, ProbeState, Report, Service};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -62,6 +62,9 @@ fn text(report: &Report) -> String {
             printable(&report.capabilities.join(" "))
         );
     }
+    if let Some(cluster) = &report.kubernetes {
+        of_cluster(&mut out, cluster);
+    }
     let trouble: Vec<_> = report
         .probes
         .iter()
@@ -103,6 +106,19 @@ fn text(report: &Report) -> String {
     out
 }
 
+fn of_cluster(out: &mut String, cluster: &Kubernetes) {
+    let state = match cluster.state {
+        KubernetesState::Ok => "ok",
+        KubernetesState::Stale => "stale",
+        KubernetesState::Unavailable => "unavailable",
+    };
+    let _ = write!(out, "\nKubernetes API: {state}, {} pods known", cluster.pods);
+    if !cluster.reason.is_empty() {
+        let _ = write!(out, "; {}", printable(&cluster.reason));
+    }
+    out.push('\n');
+}
+
 fn heading(out: &mut String, instance: &Instance) {
     let version = instance
         .postfix_version
@@ -125,6 +141,21 @@ fn heading(out: &mut String, instance: &Instance) {
         let _ = write!(out, ", {}", printable(&instance.config_dir));
     }
     out.push('\n');
+    if let Some(pod) = &instance.pod {
+        let names = [&pod.namespace, &pod.name, &pod.container];
+        let names: Vec<_> = names.into_iter().flatten().map(|name| printable(name)).collect();
+        let name = if names.is_empty() {
+            "not named".to_owned()
+        } else {
+            names.join("/")
+        };
+        let _ = writeln!(
+            out,
+            "  pod {name}, mode {} by {}",
+            printable(&pod.mode),
+            printable(&pod.reason)
+        );
+    }
     if !instance.actionable {
         let _ = writeln!(out, "  watched, not touched: {}", printable(&instance.reason));
     }
@@ -255,6 +286,8 @@ smtp-sentinel 0.1.0, mode enforce
     not known    limit, pressure: the kernel has no counts for a listener behind postscreen
 
 capabilities kept: CAP_SYS_PTRACE CAP_NET_ADMIN
+
+Kubernetes API: stale, 3 pods known; connection refused
 
 probes: 1 of 2 not ok
   greeting  unsupported: no cgroup2 mount; greeting latency is not measured

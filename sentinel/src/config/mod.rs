@@ -9,6 +9,7 @@ mod file;
 mod raw;
 mod validate;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub struct Config {
     pub detect: Detect,
     pub act: Act,
     pub metrics: Metrics,
+    pub kubernetes: Kubernetes,
     pub paths: Paths,
 }
 
@@ -159,6 +161,52 @@ pub struct Metrics {
     pub listen: Option<SocketAddr>,
 }
 
+/// Whether the cluster is asked for the pods of this node, and what holds where it does not say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kubernetes {
+    pub enabled: bool,
+    /// Of a pod without the annotation.
+    pub default_mode: PodMode,
+    /// Of every pod, as long as the API has not answered, or not for longer than `keep`.
+    pub without_api: PodMode,
+    /// For how long the last answers count when the API has gone away.
+    pub keep: Duration,
+    /// Whether a trip, a clear and a refusal become Events on the pod.
+    pub events: bool,
+}
+
+/// What may be done with the Postfix in a pod; `[act] mode` is the most that any pod can have. Ordered: the lesser one
+/// does less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PodMode {
+    /// Not watched.
+    Off,
+    Observe,
+    Enforce,
+}
+
+impl PodMode {
+    /// The words of the configuration and of the annotation alike.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "off" => Some(Self::Off),
+            "observe" => Some(Self::Observe),
+            "enforce" => Some(Self::Enforce),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for PodMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "off",
+            Self::Observe => "observe",
+            Self::Enforce => "enforce",
+        })
+    }
+}
+
 /// Where our own files are. Both are absolute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {
@@ -234,6 +282,13 @@ impl Default for Config {
             },
             metrics: Metrics {
                 listen: Some(SocketAddr::from(([127, 0, 0, 1], 9825))),
+            },
+            kubernetes: Kubernetes {
+                enabled: false,
+                default_mode: PodMode::Observe,
+                without_api: PodMode::Observe,
+                keep: Duration::from_secs(3600),
+                events: true,
             },
             paths: Paths {
                 state_dir: PathBuf::from("/var/lib/smtp-sentinel"),

@@ -15,6 +15,7 @@ pub(super) struct Raw {
     pub(super) detect: Detect,
     pub(super) act: Act,
     pub(super) metrics: Metrics,
+    pub(super) kubernetes: Kubernetes,
     pub(super) paths: Paths,
 }
 
@@ -59,6 +60,16 @@ pub(super) struct Act {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Metrics {
     pub(super) listen: Key<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Kubernetes {
+    pub(super) enabled: Key<bool>,
+    pub(super) default_mode: Key<String>,
+    pub(super) without_api: Key<String>,
+    pub(super) keep: Key<String>,
+    pub(super) events: Key<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

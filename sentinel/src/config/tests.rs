@@ -57,6 +57,12 @@ fn every_key_arrives() {
         headroom = 2.5
         [metrics]
         listen = "[::1]:9000"
+        [kubernetes]
+        enabled = true
+        default_mode = "off"
+        without_api = "enforce"
+        keep = "10m"
+        events = false
         [paths]
         state_dir = "/srv/state/"
         runtime_dir = "/srv/run"
@@ -96,6 +102,13 @@ fn every_key_arrives() {
         },
         metrics: Metrics {
             listen: Some("[::1]:9000".parse().unwrap()),
+        },
+        kubernetes: Kubernetes {
+            enabled: true,
+            default_mode: PodMode::Off,
+            without_api: PodMode::Enforce,
+            keep: Duration::from_secs(600),
+            events: false,
         },
         paths: Paths {
             state_dir: "/srv/state".into(),
@@ -224,6 +237,15 @@ fn nonsense_is_refused_with_the_line_and_the_key() {
             "[metrics]\nlisten = \"localhost:9825\"",
             "is not an address with a port: \"localhost:9825\"",
         ),
+        (
+            "[kubernetes]\ndefault_mode = \"on\"",
+            "must be one of \"enforce\", \"observe\", \"off\", and is \"on\"",
+        ),
+        (
+            "[kubernetes]\nwithout_api = \"\"",
+            "line 2: [kubernetes] without_api must be one of",
+        ),
+        ("[kubernetes]\nkeep = \"5s\"", "must lie between 1m and 24h"),
         ("[paths]\nstate_dir = \"\"", "is not an absolute path"),
     ] {
         let sentence = refused(text);

@@ -8,8 +8,8 @@ use toml::Spanned;
 
 use super::raw::{self, Key, Raw};
 use super::{
-    Act, ActMode, Config, ConfigError, Detect, Discovery, Invalid, Metrics, Paths, Reload, Thresholds, Watch,
-    file,
+    Act, ActMode, Config, ConfigError, Detect, Discovery, Invalid, Kubernetes, Metrics, Paths, PodMode,
+    Reload, Thresholds, Watch, file,
 };
 use crate::postfix::ServiceId;
 
@@ -20,6 +20,8 @@ const RUNTIME_DIR_MAX: usize = 80;
 const DWELL: [SignedDuration; 2] = [SignedDuration::from_millis(100), SignedDuration::from_hours(1)];
 /// STRESS_README names 5 s as low; a second is what an honest client on a bad line needs to say EHLO.
 const MIN_PATIENCE: [SignedDuration; 2] = [SignedDuration::from_secs(1), SignedDuration::from_secs(300)];
+/// A restart of the API server takes up to a minute; after a day nobody remembers what an annotation said.
+const KEEP: [SignedDuration; 2] = [SignedDuration::from_mins(1), SignedDuration::from_hours(24)];
 /// What is sized to maxproc (lookups, policy services, milters) hardly bears more.
 const HEADROOM_MAX: f64 = 16.0;
 const MIN_INTERVAL: [SignedDuration; 2] = [SignedDuration::from_secs(1), SignedDuration::from_hours(24)];
@@ -43,6 +45,7 @@ impl Validator<'_> {
             detect: self.detect(raw.detect, default.detect)?,
             act: self.act(raw.act, default.act)?,
             metrics: self.metrics(raw.metrics, default.metrics)?,
+            kubernetes: self.kubernetes(raw.kubernetes, default.kubernetes)?,
             paths: self.paths(raw.paths, default.paths)?,
         })
     }
@@ -191,6 +194,22 @@ impl Validator<'_> {
         Ok(Metrics { listen })
     }
 
+    fn kubernetes(&self, raw: raw::Kubernetes, default: Kubernetes) -> Result<Kubernetes, ConfigError> {
+        let at = |key| At("kubernetes", key);
+        Ok(Kubernetes {
+            enabled: self.value(at("enabled"), raw.enabled, default.enabled, Ok)?,
+            default_mode: self.value(
+                at("default_mode"),
+                raw.default_mode,
+                default.default_mode,
+                pod_mode,
+            )?,
+            without_api: self.value(at("without_api"), raw.without_api, default.without_api, pod_mode)?,
+            keep: self.value(at("keep"), raw.keep, default.keep, |t| duration(&t, KEEP))?,
+            events: self.value(at("events"), raw.events, default.events, Ok)?,
+        })
+    }
+
     fn paths(&self, raw: raw::Paths, default: Paths) -> Result<Paths, ConfigError> {
         let short = |text: String| match text.len() {
             length if length > RUNTIME_DIR_MAX => Err(Invalid::PathTooLong {
@@ -269,6 +288,13 @@ fn cgroup(text: String) -> Result<String, Invalid> {
     } else {
         Err(Invalid::NotACgroup { text })
     }
+}
+
+fn pod_mode(text: String) -> Result<PodMode, Invalid> {
+    PodMode::parse(&text).ok_or(Invalid::NotOneOf {
+        text,
+        allowed: &["\"enforce\"", "\"observe\"", "\"off\""],
+    })
 }
 
 fn absolute(text: &str) -> Result<PathBuf, Invalid> {

@@ -15,7 +15,8 @@ use prometheus_client::registry::{Registry, Unit};
 use super::exposition;
 use crate::controller::State;
 use crate::status::{
-    AcceptQueue, Board, Counters, Listener, ListenerCounts, ProbeState, ReloadResult, Report, Service, Ticks,
+    AcceptQueue, Board, Counters, Kubernetes, KubernetesEvents, KubernetesState, Listener, ListenerCounts,
+    ProbeState, ReloadResult, Report, Service, Ticks,
 };
 
 /// Makes the text of /metrics.
@@ -64,8 +65,10 @@ impl Collector for Families {
         actions(&mut encoder, &counters)?;
         let Some(report) = report else { return Ok(()) };
         probes(&mut encoder, &report)?;
+        kubernetes(&mut encoder, report.kubernetes.as_ref())?;
         instances(&mut encoder, &report)?;
         places(&mut encoder, &report)?;
+        pods(&mut encoder, &report)?;
         let (rows, omitted) = Row::of(&report);
         omissions(&mut encoder, omitted)?;
         services(&mut encoder, &rows)?;
@@ -204,6 +207,34 @@ fn probes(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Result<(), Er
     Ok(())
 }
 
+/// Nothing where the cluster is not asked.
+fn kubernetes(encoder: &mut DescriptorEncoder<'_>, cluster: Option<&Kubernetes>) -> Result<(), Error> {
+    let Some(cluster) = cluster else { return Ok(()) };
+    let help = "1 while the Kubernetes API answers; 0 when what it said before has to do, or the configuration alone";
+    let mut family = gauge(encoder, "kubernetes_up", help)?;
+    family.encode_gauge(&u32::from(cluster.state == KubernetesState::Ok))?;
+    let mut family = gauge(encoder, "kubernetes_pods", "Pods of this node that are known")?;
+    family.encode_gauge(&cluster.pods)?;
+    let help = "Events on pods: created; suppressed because they repeat the one before or are too many; dropped \
+                because too many were waiting; failed because the API did not take them";
+    let mut family = counter(encoder, "kubernetes_events", help)?;
+    let KubernetesEvents {
+        created,
+        suppressed,
+        dropped,
+        failed,
+    } = cluster.events;
+    for (result, n) in [
+        ("created", created),
+        ("suppressed", suppressed),
+        ("dropped", dropped),
+        ("failed", failed),
+    ] {
+        total(&mut family, &[("result", result)], n)?;
+    }
+    Ok(())
+}
+
 /// What there is one of for each instance.
 fn instances(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Result<(), Error> {
     let help = "1 when Postfix would live through reading its configuration files as they are now; 0 when a reload by \
@@ -241,6 +272,26 @@ fn places(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Result<(), Er
             ("container", container.name.as_str()),
             ("pod_uid", container.pod_uid.as_deref().unwrap_or_default()),
             ("hostname", container.hostname.as_deref().unwrap_or_default()),
+        ];
+        value(&mut family, &labels, 1_u32)?;
+    }
+    Ok(())
+}
+
+/// Names for the instances in pods, to join with the others by their label.
+fn pods(encoder: &mut DescriptorEncoder<'_>, report: &Report) -> Result<(), Error> {
+    let help = "Always 1, for an instance in a pod; which one, and what may be done with it, is in the labels, empty while \
+                the API does not name it";
+    let mut family = gauge(encoder, "pod_info", help)?;
+    let mut seen = BTreeSet::new();
+    for instance in report.instances.iter().filter(|one| seen.insert(&one.id)) {
+        let Some(pod) = &instance.pod else { continue };
+        let labels = [
+            ("instance", instance.id.as_str()),
+            ("namespace", pod.namespace.as_deref().unwrap_or_default()),
+            ("pod", pod.name.as_deref().unwrap_or_default()),
+            ("container", pod.container.as_deref().unwrap_or_default()),
+            ("mode", pod.mode.as_str()),
         ];
         value(&mut family, &labels, 1_u32)?;
     }

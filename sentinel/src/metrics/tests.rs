@@ -126,8 +126,12 @@ fn the_families_are_those_that_were_promised() {
         "greeting_seconds",
         "headroom_slots",
         "instances_deferred",
+        "kubernetes_events",
+        "kubernetes_pods",
+        "kubernetes_up",
         "native_stress",
         "omitted",
+        "pod_info",
         "pressure",
         "probe_up",
         "process_limit",
@@ -157,7 +161,18 @@ fn values_arrive_with_their_labels_and_unknown_ones_are_absent() {
             .find(|sample| sample.labels == labels)
             .map(|sample| sample.value)
     };
+    assert_eq!(of("kubernetes_up", &[]), Some(0.0));
+    assert_eq!(of("kubernetes_pods", &[]), Some(3.0));
+    assert_eq!(of("kubernetes_events", &[("result", "failed")]), Some(1.0));
     let hostile = report().instances[1].id.clone();
+    let pod = [
+        ("instance", &*hostile),
+        ("namespace", "post"),
+        ("pod", "mail-0"),
+        ("container", ""),
+        ("mode", "observe"),
+    ];
+    assert_eq!(of("pod_info", &pod), Some(1.0));
     for instance in ["/etc/postfix", &hostile] {
         let smtp = [("instance", instance), ("service", "smtp/inet")];
         let [i, s] = smtp;

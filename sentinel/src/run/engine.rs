@@ -13,7 +13,7 @@ use super::turns::Turns;
 use super::{outside, report, room};
 use crate::actuator::{InFlight, Progress};
 use crate::clock::{self, Now};
-use crate::config::Config;
+use crate::config::{Config, PodMode};
 use crate::controller::{Act, Controller, Gate, Plan, State, Transition};
 use crate::detector::STALE_AFTER;
 use crate::postfix::root::Container;
@@ -36,6 +36,9 @@ const DISCOVER_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 /// Between two reports on the board when nothing new was seen.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
+/// Between two questions to what is known of the cluster.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
 /// A Postfix that is restarted is back within this; after it, what is ours in its files is given back.
 const RESTART_WITHIN: Duration = Duration::from_secs(10);
 
@@ -50,6 +53,7 @@ pub(super) struct Engine {
     discovered_at: Option<Instant>,
     reported_at: Option<Instant>,
     totals_at: Option<Instant>,
+    asked_at: Option<Instant>,
     watched: BTreeSet<ListenerId>,
     turns: Turns,
     /// How many masters there was no room for.
@@ -89,6 +93,7 @@ impl Engine {
             discovered_at: None,
             reported_at: None,
             totals_at: None,
+            asked_at: None,
             watched: BTreeSet::new(),
             turns: Turns::default(),
             passed_over: 0,
@@ -110,6 +115,7 @@ impl Engine {
 
     pub(super) fn tick(&mut self, now: Now) {
         self.discover(now);
+        self.follow_pods(now);
         let saw = self.attend_in_turn(now);
         let due = |at: Instant| now.mono.saturating_duration_since(at) >= REPORT_EVERY;
         if saw || self.reported_at.is_none_or(due) {
@@ -179,7 +185,9 @@ impl Engine {
             return;
         }
         self.discovered_at = Some(now.mono);
-        let (masters, over) = fair::choose(self.running(), self.config.discovery.max_instances);
+        let running = self.running();
+        let running = self.wanted(running, now);
+        let (masters, over) = fair::choose(running, self.config.discovery.max_instances);
         self.pass_over(&over, now);
         for master in masters {
             let count = self.instances.len();
@@ -229,6 +237,44 @@ impl Engine {
         });
     }
 
+    /// Asks the cluster anew what may be done with each, and lets go of what may not be held any longer.
+    fn follow_pods(&mut self, now: Now) {
+        let due = self
+            .asked_at
+            .is_none_or(|at| now.mono.saturating_duration_since(at) >= ASK_EVERY);
+        if !due {
+            return;
+        }
+        self.asked_at = Some(now.mono);
+        let hands = &mut self.hands;
+        self.instances
+            .retain_mut(|instance| match hands.ask(&instance.id, &instance.master, now) {
+                PodMode::Enforce => true,
+                PodMode::Observe => {
+                    stand_down(instance, hands, now);
+                    true
+                }
+                PodMode::Off => {
+                    let why = "the mode of its pod is off";
+                    tracing::info!(instance = %instance.id, "no longer watched: {why}");
+                    give_back(instance, hands, why, now);
+                    hands.release(&instance.master.home());
+                    false
+                }
+            });
+    }
+
+    /// Those that the cluster wants watched.
+    fn wanted(&mut self, mut masters: Vec<Master>, now: Now) -> Vec<Master> {
+        let name = |master: &Master| master.home().name();
+        let running: BTreeSet<_> = masters.iter().map(name).collect();
+        let instances = &self.instances;
+        let known = |id: &str| running.contains(id) || instances.iter().any(|one| one.id == id);
+        self.hands.forget_pods(|id| !known(id));
+        masters.retain(|master| self.hands.ask(&name(master), master, now) != PodMode::Off);
+        masters
+    }
+
     fn forget_stopped(&mut self, now: Now) {
         let hands = &mut self.hands;
         self.instances.retain_mut(|instance| {
@@ -274,30 +320,32 @@ impl Engine {
     }
 
     fn report(&self, now: Now) {
-        let permitted = self.hands.permitted();
         let instances = self
             .instances
             .iter()
-            .map(|one| report::instance(one, &instance_actionable(one, &permitted)));
+            .map(|one| report::instance(one, &instance_actionable(one, &self.hands), self.hands.pods()));
         let report = Report {
             version: env!("CARGO_PKG_VERSION").into(),
             mode: self.hands.mode(),
             capabilities: self.capabilities.clone(),
             probes: self.probes.health().to_vec(),
+            kubernetes: self.hands.pods().report(now.mono),
             instances: instances.collect(),
         };
         self.board.publish(report, now.mono);
     }
 }
 
-pub(super) fn instance_actionable(instance: &Instance, permitted: &Result<(), String>) -> Result<(), String> {
+pub(super) fn instance_actionable(instance: &Instance, hands: &Hands) -> Result<(), String> {
     if !instance.trouble.is_empty() {
         return Err(instance.trouble.clone());
     }
     if let Some(danger) = &instance.danger {
         return Err(danger.sentence().to_owned());
     }
-    permitted.clone().and_then(|()| instance.replaceable.clone())
+    hands
+        .permitted(&instance.id)
+        .and_then(|()| instance.replaceable.clone())
 }
 
 /// One tick of one instance. `true` when something new was seen.
@@ -322,7 +370,7 @@ fn attend(
             service.rehearsed = None;
         }
     }
-    if hands.mode() == Mode::Enforce {
+    if hands.enforces(&instance.id) {
         if let Some(reread) = reread {
             outside::notice(instance, reread, hands, now);
         }
@@ -392,7 +440,7 @@ fn notice_danger(instance: &mut Instance, hands: &mut Hands, now: Now) {
 }
 
 fn decide(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
-    let actionable = instance_actionable(instance, &hands.permitted())
+    let actionable = instance_actionable(instance, hands)
         .and_then(|()| instance.services[index].watched.actionable.clone());
     let budget = instance.budget.may_trip(now.mono);
     let service = &mut instance.services[index];
@@ -480,6 +528,28 @@ fn carry_out(
     }
 }
 
+/// The pod has lost the mode in which it may be acted on: what is in force goes, as at the end of an attack.
+fn stand_down(instance: &mut Instance, hands: &mut Hands, now: Now) {
+    let Err(why) = hands.permitted(&instance.id) else {
+        return;
+    };
+    for index in 0..instance.services.len() {
+        let service = &instance.services[index];
+        if !service.at_leisure(now.mono) || service.controller.waits(now.mono) {
+            continue;
+        }
+        if service.in_force() {
+            carry_out(instance, index, Act::Clear, vec![why.clone()], hands, now);
+        } else if service.has_ours() {
+            room::lower(instance, index, std::slice::from_ref(&why), hands, now);
+            let service = &mut instance.services[index];
+            if service.has_ours() {
+                service.controller.failed(now.mono);
+            }
+        }
+    }
+}
+
 /// The master was told; what was under way before has not been seen to fail.
 pub(super) fn set_off(service: &mut Service, hands: &Hands, in_flight: InFlight) {
     if let Some(last) = service.under_way.replace(in_flight) {
@@ -502,7 +572,7 @@ fn reaction((before, seen): (Instant, Instant), decided: Instant, signalled: Ins
 
 /// While the service is stressed: closes what breaks the limits of stress mode.
 fn shed(instance: &mut Instance, index: usize, hands: &mut Hands, config: &Config, now: Now) {
-    let permitted = config.act.shed && hands.mode() == Mode::Enforce;
+    let permitted = config.act.shed && hands.enforces(&instance.id);
     let id = instance.id.clone();
     let Some((service, sockets)) = instance.service_and_sockets(index) else {
         return;

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::pods::{Pods, place_of};
 use super::shedding::Tally;
 use crate::actuator::{
     ActError, Action, Actuator, CheckError, DryRun, Found, HistoryEntry, InFlight, Intent, Kind, Outcome,
     RestoreReport, Target, Told, read_followed,
 };
 use crate::clock::Now;
+use crate::config::PodMode;
 use crate::controller::{State, Transition};
 use crate::postfix::edit::{self, Change};
 use crate::postfix::endpoint::same_service;
@@ -25,6 +27,7 @@ pub(super) struct Hands {
     actuator: Actuator,
     dry_run: DryRun,
     board: Arc<Board>,
+    pods: Pods,
     /// SOCK_DESTROY failed, and that has been said.
     cannot_close: bool,
 }
@@ -64,12 +67,13 @@ impl Danger {
 }
 
 impl Hands {
-    pub(super) fn new(mode: Mode, actuator: Actuator, board: Arc<Board>) -> Self {
+    pub(super) fn new(mode: Mode, actuator: Actuator, board: Arc<Board>, pods: Pods) -> Self {
         Self {
             mode,
             actuator,
             dry_run: DryRun::default(),
             board,
+            pods,
             cannot_close: false,
         }
     }
@@ -78,10 +82,34 @@ impl Hands {
         self.mode
     }
 
-    /// Why this mode keeps its hands off; `Ok` when it does not.
-    pub(super) fn permitted(&self) -> Result<(), String> {
+    pub(super) fn pods(&self) -> &Pods {
+        &self.pods
+    }
+
+    /// Asks the cluster what may be done with an instance; history calls it by its pod from then on.
+    pub(super) fn ask(&mut self, instance: &str, master: &Master, now: Now) -> PodMode {
+        let place = place_of(master);
+        let mode = self.pods.ask(instance, place.as_ref(), now.mono);
+        self.actuator.call(instance, self.pods.name(instance));
+        mode
+    }
+
+    /// Forgets what the cluster said of instances that are no more.
+    pub(super) fn forget_pods(&mut self, gone: impl Fn(&str) -> bool) {
+        for instance in self.pods.forget(gone) {
+            self.actuator.call(&instance, None);
+        }
+    }
+
+    /// Whether master.cf and the connections of this instance are ours to change.
+    pub(super) fn enforces(&self, instance: &str) -> bool {
+        self.mode == Mode::Enforce && self.pods.permits(instance).is_ok()
+    }
+
+    /// Why the mode keeps its hands off this instance; `Ok` when it does not.
+    pub(super) fn permitted(&self, instance: &str) -> Result<(), String> {
         match self.mode {
-            Mode::Enforce | Mode::DryRun => Ok(()),
+            Mode::Enforce | Mode::DryRun => self.pods.permits(instance),
             Mode::Observe => {
                 Err("observe mode: stress mode would be switched on now; set act.mode = \"enforce\" to have it so".into())
             }
@@ -90,7 +118,7 @@ impl Hands {
 
     /// Has the questions of a trip asked beforehand; what they would say against it is told when it matters.
     pub(super) fn rehearse(&mut self, target: &Target, change: Change, now: Now) {
-        if self.mode == Mode::Enforce
+        if self.enforces(&target.instance)
             && let Err(error) = self.actuator.rehearse(target, change, now)
         {
             tracing::warn!(instance = %target.instance, service = %target.service, "a trip would fail: {error}");
@@ -286,6 +314,7 @@ impl Hands {
         detail: serde_json::Value,
         now: Now,
     ) {
+        self.pods.transition(instance, service, &change, now);
         let Transition { from, to, reasons } = change;
         tracing::warn!(%instance, %service, "{from} -> {to}: {}", reasons.join("; "));
         self.board.count_transition(instance, &service.to_string(), to);
@@ -308,7 +337,8 @@ impl Hands {
         now: Now,
     ) {
         tracing::warn!(%instance, %service, "not acting: {reason}; {}", verdict.join("; "));
-        let reasons = std::iter::once(reason).chain(verdict.iter().cloned()).collect();
+        let reasons: Vec<_> = std::iter::once(reason).chain(verdict.iter().cloned()).collect();
+        self.pods.refusal(instance, service, &reasons, now);
         self.actuator.record(HistoryEntry {
             reasons,
             outcome: Some(Outcome::Refused),

@@ -1,7 +1,8 @@
 //! The daemon: wires the rooms together, ticks, and stops in good order.
 //!
 //! Two threads: this one runs the engine, which may block on an act; the other one the front, which must not
-//! keep a scrape waiting. The second is made when the capabilities have been dropped, and so never had them.
+//! keep a scrape waiting. Where the cluster is asked, a third one does that. Those are made when the capabilities have been
+//! dropped, and so never had them.
 
 mod engine;
 mod eyes;
@@ -9,6 +10,7 @@ mod front;
 mod hands;
 mod instance;
 mod outside;
+mod pods;
 mod report;
 mod room;
 mod service;
@@ -22,10 +24,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use self::engine::Engine;
 use self::front::Bound;
 use self::hands::Hands;
+use self::pods::Pods;
 use crate::actuator::{ActError, Actuator, ReloadMode};
 use crate::clock;
 use crate::config::{ActMode, Config, Reload};
 use crate::control::ControlError;
+use crate::kubernetes::Kubernetes;
 use crate::metrics::http::HttpError;
 use crate::notify::Supervisor;
 use crate::privileges;
@@ -69,7 +73,8 @@ pub fn daemon(config: Config, dry_run: bool) -> Result<(), RunError> {
         kept.join(" ")
     );
     let front = bound.serve(Arc::clone(&board), stop)?;
-    let hands = Hands::new(mode, actuator, Arc::clone(&board));
+    let pods = Pods::new(Kubernetes::start(&config.kubernetes, clock::now));
+    let hands = Hands::new(mode, actuator, Arc::clone(&board), pods);
     let mut engine = Engine::new(config, hands, probes, board, kept);
     engine.begin(clock::now());
     let mut supervisor = Supervisor::of_this_process();

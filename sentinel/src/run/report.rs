@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::hands::Danger;
 use super::instance::Instance;
+use super::pods::Pods;
 use super::service::{Seen, Service};
 use crate::postfix::root::Container;
 use crate::signals::service::ListenerLook;
@@ -11,11 +12,16 @@ use crate::signals::{ProcessLimit, Reading};
 use crate::status;
 
 /// One instance, as it is now.
-pub(super) fn instance(instance: &Instance, actionable: &Result<(), String>) -> status::Instance {
+pub(super) fn instance(
+    instance: &Instance,
+    actionable: &Result<(), String>,
+    pods: &Pods,
+) -> status::Instance {
     status::Instance {
         id: instance.id.clone(),
         config_dir: instance.master.config_dir.display().to_string(),
         container: instance.master.root.container().map(container),
+        pod: pods.pod(&instance.id),
         master_pid: instance.master.pid,
         postfix_version: instance.version.clone(),
         actionable: actionable.is_ok(),

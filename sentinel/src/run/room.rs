@@ -41,16 +41,19 @@ pub(super) fn decide(instance: &mut Instance, index: usize, hands: &mut Hands, n
                 service.headroom.settle(now.mono, true, false);
             }
         }
-        RoomPlan::Lower { reasons } => {
-            let result = hands.clear(&instance.target(index), &reasons, now);
-            let service = &mut instance.services[index];
-            if told(service, hands, result) {
-                instance.budget.clear(now.mono);
-                service.lowered(now.mono);
-            } else {
-                service.headroom.settle(now.mono, false, false);
-            }
-        }
+        RoomPlan::Lower { reasons } => lower(instance, index, &reasons, hands, now),
+    }
+}
+
+/// The slots that were more are taken back.
+pub(super) fn lower(instance: &mut Instance, index: usize, reasons: &[String], hands: &mut Hands, now: Now) {
+    let result = hands.clear(&instance.target(index), reasons, now);
+    let service = &mut instance.services[index];
+    if told(service, hands, result) {
+        instance.budget.clear(now.mono);
+        service.lowered(now.mono);
+    } else {
+        service.headroom.settle(now.mono, false, false);
     }
 }
 
@@ -61,7 +64,7 @@ fn gate(instance: &Instance, index: usize, hands: &Hands, now: Now) -> RoomGate 
         state: service.controller.state(),
         native_stress: service.watched.native && service.seen.as_ref().is_some_and(native),
         room: service.room.clone(),
-        permitted: instance_actionable(instance, &hands.permitted())
+        permitted: instance_actionable(instance, hands)
             .and_then(|()| service.watched.actionable.clone())
             .and_then(|()| instance.budget.may_trip(now.mono)),
     }

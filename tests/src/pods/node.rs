@@ -252,7 +252,7 @@ fn said(words: &[&str], output: &Output) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// runc removes a container's groups and not the parent.
+/// runc leaves the parent, and now and then the group of a container that was killed.
 fn remove_cgroups(name: &str) {
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
     let hierarchies = mounts
@@ -260,6 +260,10 @@ fn remove_cgroups(name: &str) {
         .map(|line| line.split(' ').collect::<Vec<_>>())
         .filter(|words| words.get(2).is_some_and(|kind| kind.starts_with("cgroup")));
     for hierarchy in hierarchies {
-        let _ = fs::remove_dir(Path::new(hierarchy[1]).join(name));
+        let parent = Path::new(hierarchy[1]).join(name);
+        for group in fs::read_dir(&parent).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(group.path());
+        }
+        let _ = fs::remove_dir(parent);
     }
 }

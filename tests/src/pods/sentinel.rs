@@ -55,8 +55,12 @@ impl<'a> Plan<'a> {
         let mut configuration = manifest::configuration(&rendered)?;
         for (theirs, ours) in [
             (
-                "containers = true",
-                format!("containers = true\ncgroups = [{:?}]", node.cgroup()),
+                "cgroups = [\"kubepods\", \"kubepods.slice\"]",
+                format!("cgroups = [{:?}]", node.cgroup()),
+            ),
+            (
+                "enabled = true",
+                "enabled = true\nwithout_api = \"enforce\"".to_owned(),
             ),
             (
                 "mode = \"observe\"",
