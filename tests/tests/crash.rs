@@ -148,6 +148,16 @@ impl Scene {
         let reloads = self.lab.postfix.reloads();
         assert!(reloads <= most, "{what}: {reloads} reloads, at most {most}");
     }
+
+    /// Waits until no smtpd of this attack is left: master counts them until they have ended, and together with those of
+    /// the next it would come to its last slot, and switch its own stress mode on before us.
+    fn settle(&self) {
+        self.lab.postfix.reload().unwrap();
+        wait_until("the end of every smtpd", PATIENCE, || {
+            Ok(self.lab.postfix.smtpds()?.is_empty())
+        })
+        .unwrap();
+    }
 }
 
 /// Every moment with every delay, and whether a new start or `restore` has to cope.
@@ -172,6 +182,7 @@ fn killed_in_the_midst_of_a_trip() {
         attackers.stop().unwrap();
         // The trip's own, and one that takes it back.
         scene.judge(restart, before + 2, &format!("trip, {moment:?} + {delay:?}"));
+        scene.settle();
     }
 }
 
@@ -188,6 +199,7 @@ fn killed_in_the_midst_of_a_clear() {
         scene.kill_at(daemon, &trace, moment, delay);
         // The trip's, the clear's, and one more.
         scene.judge(restart, before + 3, &format!("clear, {moment:?} + {delay:?}"));
+        scene.settle();
     }
 }
 
