@@ -102,11 +102,12 @@ fn cycles_of_attack_and_calm_leave_memory_and_descriptors_flat() {
     let (first, second) = usages.split_at(usages.len() / 2);
     let resident = |half: &[Usage]| mean(half.iter().map(|usage| usage.resident_bytes as f64));
     let ratio = resident(second) / resident(first);
-    let most = |half: &[Usage]| half.iter().map(|usage| usage.descriptors).max();
+    // The least: a request that is being served and a postconf(1) that is being asked have some for a moment, and one that
+    // is left behind in each cycle stays.
+    let least = |half: &[Usage]| half.iter().map(|usage| usage.descriptors).min();
     assert!(ratio < 1.05, "resident memory grows: {usages:#?}");
-    // A request that is being served has one of its own.
     assert!(
-        most(second) <= most(first).map(|most| most + 1),
+        least(second) <= least(first).map(|least| least + 1),
         "descriptors grow: {usages:#?}"
     );
     println!(
