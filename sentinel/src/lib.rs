@@ -25,3 +25,4 @@ pub mod shed;
 pub mod signals;
 pub mod sock_diag;
 pub mod status;
+mod terminal;

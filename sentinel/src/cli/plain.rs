@@ -3,18 +3,13 @@
 
 use std::fmt::Write;
 
+use crate::terminal::push_printable;
+
 /// `text` with everything escaped that a terminal would obey or reorder.
 pub(super) fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        // The bidirectional controls are no control characters to Unicode, but they make a line read as another.
-        let reorders =
-            matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || reorders {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
+        push_printable(&mut out, c);
     }
     out
 }

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use crate::terminal::push_printable;
+
 /// RFC 1123 label: namespaces and containers (apimachinery validation.IsDNS1123Label).
 const LABEL_MAX: usize = 63;
 /// RFC 1123 subdomain: pods and nodes (validation.IsDNS1123Subdomain).
@@ -90,13 +92,7 @@ pub fn bounded(text: &str, max: usize) -> String {
     // Where the text ends if what follows does not fit.
     let mut room_for_cut = 0;
     for c in text.chars() {
-        let reorders =
-            matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || reorders {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
+        push_printable(&mut out, c);
         if out.len() > max {
             out.truncate(room_for_cut);
             out.push_str(CUT);
