@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -81,6 +81,27 @@ pub struct Answer {
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
+}
+
+impl From<Output> for Answer {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl Answer {
+    /// That of `history --json`, taken apart.
+    ///
+    /// # Errors
+    /// The command failed, or says what is not in the contract.
+    pub fn history(&self) -> Result<Vec<Entry>> {
+        ensure!(self.code == Some(0), "history: {self:?}");
+        serde_json::from_str(&self.stdout).with_context(|| format!("history --json: {}", self.stdout))
+    }
 }
 
 /// One entry of `history --json`.
@@ -283,11 +304,7 @@ impl Sentinel {
             .arg("--config")
             .arg(self.config())
             .output()?;
-        Ok(Answer {
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        Ok(output.into())
     }
 
     /// What the journal tells, oldest first; needs no daemon.
@@ -295,9 +312,7 @@ impl Sentinel {
     /// # Errors
     /// The command fails, or says what is not in the contract.
     pub fn history(&self) -> Result<Vec<Entry>> {
-        let answer = self.ask(&["history", "--json"])?;
-        ensure!(answer.code == Some(0), "history: {answer:?}");
-        serde_json::from_str(&answer.stdout).with_context(|| format!("history --json: {}", answer.stdout))
+        self.ask(&["history", "--json"])?.history()
     }
 
     /// GET of the daemon's HTTP server: status and body.

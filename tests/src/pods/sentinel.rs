@@ -250,19 +250,13 @@ impl Sentinel<'_> {
         let output = self
             .node
             .output(&[&head[..], words, &["--config", &self.config]].concat())?;
-        Ok(Answer {
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        Ok(output.into())
     }
 
     /// # Errors
     /// As [`Self::ask`].
     pub fn history(&self) -> Result<Vec<Entry>> {
-        let answer = self.ask(&["history", "--json"])?;
-        ensure!(answer.code == Some(0), "history: {answer:?}");
-        serde_json::from_str(&answer.stdout).with_context(|| format!("history --json: {}", answer.stdout))
+        self.ask(&["history", "--json"])?.history()
     }
 
     /// Waits until the Postfix of a pod is as wanted, and returns it.
