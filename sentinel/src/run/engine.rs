@@ -230,8 +230,7 @@ impl Engine {
             if displaced {
                 let why = "another container has none watched yet, and there is room for no more";
                 tracing::warn!(instance = %instance.id, "no longer watched: {why}");
-                give_back(instance, hands, why, now);
-                hands.release(&instance.master.home());
+                let_go(instance, hands, why, now);
             }
             !displaced
         });
@@ -257,8 +256,7 @@ impl Engine {
                 PodMode::Off => {
                     let why = "the mode of its pod is off";
                     tracing::info!(instance = %instance.id, "no longer watched: {why}");
-                    give_back(instance, hands, why, now);
-                    hands.release(&instance.master.home());
+                    let_go(instance, hands, why, now);
                     false
                 }
             });
@@ -285,8 +283,7 @@ impl Engine {
                 return true;
             }
             tracing::info!(instance = %instance.id, "Postfix has stopped");
-            give_back(instance, hands, "Postfix has stopped", now);
-            hands.release(&instance.master.home());
+            let_go(instance, hands, "Postfix has stopped", now);
             false
         });
     }
@@ -641,6 +638,12 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
 fn gone_container(home: &Home, alive: bool) -> Option<&Container> {
     let container = home.root.container()?;
     (!alive && !discovery::inhabited(container.mount_namespace)).then_some(container)
+}
+
+/// It is watched no longer: others may have its master.cf.
+fn let_go(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
+    give_back(instance, hands, why, now);
+    hands.release(&instance.master.home());
 }
 
 /// Takes everything of ours out of the files of this instance.

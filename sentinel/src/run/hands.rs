@@ -88,6 +88,9 @@ impl Hands {
 
     /// Asks the cluster what may be done with an instance; history calls it by its pod from then on.
     pub(super) fn ask(&mut self, instance: &str, master: &Master, now: Now) -> PodMode {
+        if !self.pods.asks() {
+            return PodMode::Enforce;
+        }
         let place = place_of(master);
         let mode = self.pods.ask(instance, place.as_ref(), now.mono);
         self.actuator.call(instance, self.pods.name(instance));

@@ -34,6 +34,11 @@ impl Pods {
         }
     }
 
+    /// Whether there is anybody to ask.
+    pub(super) fn asks(&self) -> bool {
+        self.cluster.is_some()
+    }
+
     /// Asks anew about an instance, and returns what may be done with it. One that is in no pod is nobody's business here.
     pub(super) fn ask(&mut self, instance: &str, place: Option<&Place>, now: Instant) -> PodMode {
         let (Some(cluster), Some(place)) = (&self.cluster, place) else {
