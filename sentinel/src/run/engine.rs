@@ -1,4 +1,4 @@
-//! The tick: discovers, looks, judges, decides, acts, verifies, and pins the report on the board.
+//! The tick: looks, judges, decides, acts, verifies, and pins the report on the board.
 //!
 //! Synchronous, on a thread of its own: an act blocks the next look, never a scrape.
 
@@ -8,16 +8,16 @@ use std::time::{Duration, Instant};
 
 use super::hands::{Danger, Done, Hands};
 use super::instance::Instance;
+use super::roster::{self, Roster};
 use super::service::Service;
 use super::turns::Turns;
 use super::{outside, report, room};
 use crate::actuator::{InFlight, Progress};
 use crate::clock::{self, Now};
-use crate::config::{Config, PodMode};
-use crate::controller::{Act, Controller, Gate, Plan, State, Transition};
+use crate::config::Config;
+use crate::controller::{Act, Controller, Gate, Plan};
 use crate::detector::STALE_AFTER;
-use crate::postfix::root::Container;
-use crate::postfix::{Home, Master, discovery, fair};
+use crate::postfix::{Home, Master};
 use crate::probes::{ListenerReading, Probes};
 use crate::signals::ListenerId;
 use crate::signals::overflows::listen_overflows;
@@ -29,18 +29,8 @@ pub(super) const TICK: Duration = Duration::from_millis(100);
 /// The same while slots are running out: from the threshold to the signal every 10 ms count.
 pub(super) const QUICK_TICK: Duration = Duration::from_millis(20);
 
-/// Between two searches through /proc for masters; one that has died is looked for at once.
-const DISCOVER_EVERY: Duration = Duration::from_secs(5);
-const DISCOVER_AT_MOST_EVERY: Duration = Duration::from_secs(1);
-
 /// Between two reports on the board when nothing new was seen.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-
-/// Between two questions to what is known of the cluster.
-const ASK_EVERY: Duration = Duration::from_secs(1);
-
-/// A Postfix that is restarted is back within this; after it, what is ours in its files is given back.
-const RESTART_WITHIN: Duration = Duration::from_secs(10);
 
 pub(super) struct Engine {
     config: Config,
@@ -49,15 +39,11 @@ pub(super) struct Engine {
     board: Arc<Board>,
     /// The names of the capabilities that are left, for the report.
     capabilities: Vec<String>,
-    instances: Vec<Instance>,
-    discovered_at: Option<Instant>,
+    roster: Roster,
     reported_at: Option<Instant>,
     totals_at: Option<Instant>,
-    asked_at: Option<Instant>,
     watched: BTreeSet<ListenerId>,
     turns: Turns,
-    /// How many masters there was no room for.
-    passed_over: usize,
 }
 
 pub(super) type Probed = HashMap<ListenerId, ListenerReading>;
@@ -89,14 +75,11 @@ impl Engine {
             probes,
             board,
             capabilities,
-            instances: Vec::new(),
-            discovered_at: None,
+            roster: Roster::default(),
             reported_at: None,
             totals_at: None,
-            asked_at: None,
             watched: BTreeSet::new(),
             turns: Turns::default(),
-            passed_over: 0,
         }
     }
 
@@ -104,7 +87,7 @@ impl Engine {
     pub(super) fn begin(&mut self, now: Now) {
         if self.hands.mode() != Mode::DryRun {
             let configured = self.config.discovery.config_dirs.iter().map(Home::own);
-            let running = self.running();
+            let running = roster::running(&self.config);
             let homes: Vec<Home> = configured.chain(running.iter().map(Master::home)).collect();
             self.hands.restore(&homes, now);
         }
@@ -114,8 +97,7 @@ impl Engine {
     }
 
     pub(super) fn tick(&mut self, now: Now) {
-        self.discover(now);
-        self.follow_pods(now);
+        self.roster.keep(&self.config, &mut self.hands, now);
         let saw = self.attend_in_turn(now);
         let due = |at: Instant| now.mono.saturating_duration_since(at) >= REPORT_EVERY;
         if saw || self.reported_at.is_none_or(due) {
@@ -132,7 +114,13 @@ impl Engine {
     /// How long after a tick that took so long the next one is due.
     pub(super) fn pause(&self, took: Duration) -> Duration {
         self.board.count_tick(took);
-        let pace = self.instances.iter().map(Instance::pace).min().unwrap_or(TICK);
+        let pace = self
+            .roster
+            .instances
+            .iter()
+            .map(Instance::pace)
+            .min()
+            .unwrap_or(TICK);
         // However much there is to look at, half of the time is others'.
         pace.saturating_sub(took).max(took.min(TICK / 2))
     }
@@ -145,151 +133,28 @@ impl Engine {
             read: None,
         };
         let mut saw = false;
-        for (nth, index) in self.turns.order(self.instances.len()).enumerate() {
+        for (nth, index) in self.turns.order(self.roster.instances.len()).enumerate() {
             let now = clock::now();
             if !Turns::may_begin(nth, now.mono.saturating_duration_since(began.mono)) {
                 self.turns.resume_at(index);
-                self.board.count_deferred((self.instances.len() - nth) as u64);
+                self.board
+                    .count_deferred((self.roster.instances.len() - nth) as u64);
                 break;
             }
-            let instance = &mut self.instances[index];
+            let instance = &mut self.roster.instances[index];
             saw |= attend(instance, &mut self.hands, &self.config, &mut counted, now);
         }
         saw
     }
 
-    /// The daemon stops: whatever is in force is given back, with one reload an instance.
+    /// The daemon stops.
     pub(super) fn end(&mut self, now: Now) {
-        for instance in &mut self.instances {
-            give_back(instance, &mut self.hands, "the daemon stops", now);
-        }
-    }
-
-    fn running(&self) -> Vec<Master> {
-        discovery::masters(&self.config.discovery.scope()).unwrap_or_else(|error| {
-            tracing::error!("cannot look for running masters: {error}");
-            Vec::new()
-        })
-    }
-
-    fn discover(&mut self, now: Now) {
-        let every = if self.instances.iter().any(Instance::is_gone) {
-            DISCOVER_AT_MOST_EVERY
-        } else {
-            DISCOVER_EVERY
-        };
-        if self
-            .discovered_at
-            .is_some_and(|at| now.mono.saturating_duration_since(at) < every)
-        {
-            return;
-        }
-        self.discovered_at = Some(now.mono);
-        let running = self.running();
-        let running = self.wanted(running, now);
-        let (masters, over) = fair::choose(running, self.config.discovery.max_instances);
-        self.pass_over(&over, now);
-        for master in masters {
-            let count = self.instances.len();
-            let id = master.home().name();
-            match self.instances.iter_mut().find(|instance| instance.id == id) {
-                // Whoever claims the place of one that lives is not believed.
-                Some(instance) if instance.alive() => {}
-                Some(instance) => {
-                    tracing::info!(instance = %id, pid = master.pid, "Postfix was restarted");
-                    instance.replace_master(master);
-                }
-                None if count < self.config.discovery.max_instances => {
-                    tracing::info!(instance = %id, pid = master.pid, "Postfix found");
-                    self.instances.push(Instance::new(master, &self.config));
-                }
-                // One that has stopped keeps its place for a moment.
-                None => {}
-            }
-        }
-        self.forget_stopped(now);
-        for instance in &mut self.instances {
-            let claimed = self.hands.claim(&instance.master.home());
-            instance.try_replaceable(claimed);
-            // A listener that was missing is opened by a reload, which leaves no trace in the files.
-            instance.changed |= matches!(instance.danger, Some(Danger::Unopened(_)));
-        }
-    }
-
-    /// Those that there is no room for, and lets go of those of them that were watched so far.
-    fn pass_over(&mut self, over: &[Master], now: Now) {
-        if over.len() != std::mem::replace(&mut self.passed_over, over.len()) {
-            tracing::warn!(
-                count = over.len(),
-                "masters that are not watched: discovery.max_instances is reached"
-            );
-        }
-        let hands = &mut self.hands;
-        self.instances.retain_mut(|instance| {
-            let displaced = over.contains(&instance.master);
-            if displaced {
-                let why = "another container has none watched yet, and there is room for no more";
-                tracing::warn!(instance = %instance.id, "no longer watched: {why}");
-                let_go(instance, hands, why, now);
-            }
-            !displaced
-        });
-    }
-
-    /// Asks the cluster anew what may be done with each, and lets go of what may not be held any longer.
-    fn follow_pods(&mut self, now: Now) {
-        let due = self
-            .asked_at
-            .is_none_or(|at| now.mono.saturating_duration_since(at) >= ASK_EVERY);
-        if !due {
-            return;
-        }
-        self.asked_at = Some(now.mono);
-        let hands = &mut self.hands;
-        self.instances
-            .retain_mut(|instance| match hands.ask(&instance.id, &instance.master, now) {
-                PodMode::Enforce => true,
-                PodMode::Observe => {
-                    stand_down(instance, hands, now);
-                    true
-                }
-                PodMode::Off => {
-                    let why = "the mode of its pod is off";
-                    tracing::info!(instance = %instance.id, "no longer watched: {why}");
-                    let_go(instance, hands, why, now);
-                    false
-                }
-            });
-    }
-
-    /// Those that the cluster wants watched.
-    fn wanted(&mut self, mut masters: Vec<Master>, now: Now) -> Vec<Master> {
-        let name = |master: &Master| master.home().name();
-        let running: BTreeSet<_> = masters.iter().map(name).collect();
-        let instances = &self.instances;
-        let known = |id: &str| running.contains(id) || instances.iter().any(|one| one.id == id);
-        self.hands.forget_pods(|id| !known(id));
-        masters.retain(|master| self.hands.ask(&name(master), master, now) != PodMode::Off);
-        masters
-    }
-
-    fn forget_stopped(&mut self, now: Now) {
-        let hands = &mut self.hands;
-        self.instances.retain_mut(|instance| {
-            if instance
-                .gone_for(now.mono)
-                .is_none_or(|gone| gone < RESTART_WITHIN)
-            {
-                return true;
-            }
-            tracing::info!(instance = %instance.id, "Postfix has stopped");
-            let_go(instance, hands, "Postfix has stopped", now);
-            false
-        });
+        self.roster.end(&mut self.hands, now);
     }
 
     fn watch_listeners(&mut self) {
         let wanted: BTreeSet<ListenerId> = self
+            .roster
             .instances
             .iter()
             .flat_map(|instance| &instance.services)
@@ -305,7 +170,7 @@ impl Engine {
     /// What the kernel counts for the metrics alone, not for a decision.
     fn read_totals(&mut self) {
         self.board.set_evictions(self.probes.evictions());
-        for instance in &self.instances {
+        for instance in &self.roster.instances {
             // Either by listener or for the whole namespace, never both: their sum would count drops twice.
             let of_namespace = if self.probes.sees_overflows() {
                 None
@@ -318,6 +183,7 @@ impl Engine {
 
     fn report(&self, now: Now) {
         let instances = self
+            .roster
             .instances
             .iter()
             .map(|one| report::instance(one, &instance_actionable(one, &self.hands), self.hands.pods()));
@@ -474,7 +340,7 @@ fn decide(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
     carry_out(instance, index, act, reasons, hands, now);
 }
 
-fn carry_out(
+pub(super) fn carry_out(
     instance: &mut Instance,
     index: usize,
     act: Act,
@@ -522,28 +388,6 @@ fn carry_out(
     // The file came first and is without our lines; only the master could not be told, since it must not be reloaded.
     if act == Act::Clear && !done && instance.danger.is_some() && !hands.ours_in(&target) {
         outside::out_and_waiting(instance, index, hands, now);
-    }
-}
-
-/// The pod has lost the mode in which it may be acted on: what is in force goes, as at the end of an attack.
-fn stand_down(instance: &mut Instance, hands: &mut Hands, now: Now) {
-    let Err(why) = hands.permitted(&instance.id) else {
-        return;
-    };
-    for index in 0..instance.services.len() {
-        let service = &instance.services[index];
-        if !service.at_leisure(now.mono) || service.controller.waits(now.mono) {
-            continue;
-        }
-        if service.in_force() {
-            carry_out(instance, index, Act::Clear, vec![why.clone()], hands, now);
-        } else if service.has_ours() {
-            room::lower(instance, index, std::slice::from_ref(&why), hands, now);
-            let service = &mut instance.services[index];
-            if service.has_ours() {
-                service.controller.failed(now.mono);
-            }
-        }
     }
 }
 
@@ -613,7 +457,7 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
             Progress::Failed(why) => {
                 if let Some(under_way) = service.under_way.take() {
                     let home = under_way.target.master.home();
-                    match gone_container(&home, alive) {
+                    match roster::gone_container(&home, alive) {
                         Some(container) => hands.abandon(container, &home, now),
                         None => hands.failed(under_way, &why, now),
                     }
@@ -630,39 +474,5 @@ fn verify(instance: &mut Instance, hands: &mut Hands, alive: bool, now: Now) {
                 }
             }
         }
-    }
-}
-
-/// The container of an instance, if nothing runs in it any more. What is left of its files is a file system that another
-/// start of it may be using by now, and we write nothing there.
-fn gone_container(home: &Home, alive: bool) -> Option<&Container> {
-    let container = home.root.container()?;
-    (!alive && !discovery::inhabited(container.mount_namespace)).then_some(container)
-}
-
-/// It is watched no longer: others may have its master.cf.
-fn let_go(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
-    give_back(instance, hands, why, now);
-    hands.release(&instance.master.home());
-}
-
-/// Takes everything of ours out of the files of this instance.
-fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
-    let ours = |service: &Service| service.has_ours() || service.lines_in_file;
-    let home = instance.master.home();
-    let any = instance.services.iter().any(ours) || hands.owes(&home);
-    if any && hands.mode() == Mode::Enforce {
-        match gone_container(&home, instance.alive()) {
-            Some(container) => hands.abandon(container, &home, now),
-            None => drop(hands.give_back(&home, now)),
-        }
-    }
-    for service in instance.services.iter_mut().filter(|service| service.in_force()) {
-        let change = Transition {
-            from: service.controller.state(),
-            to: State::Normal,
-            reasons: vec![why.to_owned()],
-        };
-        hands.transition(&instance.id, &service.watched.id, change, now);
     }
 }

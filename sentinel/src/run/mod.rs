@@ -13,6 +13,7 @@ mod outside;
 mod pods;
 mod report;
 mod room;
+mod roster;
 mod service;
 mod shedding;
 mod turns;
