@@ -15,8 +15,15 @@ use crate::signals::{ProcessLimit, Reading, Sample};
 /// A reading older than this decides nothing: a daemon that was stopped, or starved of CPU, must not act on the past.
 pub const STALE_AFTER: Duration = Duration::from_secs(3);
 
-/// Share of the held slots from which on one kind of holder names the condition.
+/// Share of the slots whose holders can be told from which on one kind of holder names the condition.
 const MAJORITY: f64 = 0.5;
+
+/// Share of all slots whose holders must be told before a condition is named, and that silent clients must hold for
+/// [`VerdictKind::Hogged`]: a few of them say nothing of the rest, who have only just been greeted.
+const TOLD: f64 = 1.0 / 3.0;
+
+/// Share of all slots that are held when they run out for good.
+const ALL_SLOTS: f64 = 1.0;
 
 /// Time constant of the average that has to be below the clear threshold. Sessions arrive at random, and one that is a
 /// slot too many for a moment is no reason to hold on to stress mode.
@@ -121,7 +128,7 @@ impl Detector {
         let mut reasons = vec![format!("{busy} of {limit} smtpd slots are busy")];
         let mut kind = VerdictKind::Busy;
         if pressure >= self.thresholds.trip() {
-            kind = cause(sample, &mut reasons);
+            kind = cause(sample, limit, &mut reasons);
         } else if settled < self.thresholds.clear()
             && own_pressure < self.thresholds.trip()
             && !standing
@@ -148,12 +155,15 @@ impl Detector {
     }
 
     /// Whether the slots would run out again if stress mode were taken off: the sessions that only its limits end come
-    /// at a rate that, with the timeouts of calm, holds more slots than there are up to the trip threshold.
+    /// at a rate that, with the timeouts of calm, holds all the slots that are left. The estimate is from above, since an
+    /// honest client that pauses for longer than stress mode bears would be done before the timeout of calm. So what fits
+    /// the slots is let go, even above the trip threshold: if the clients do stay, the slots fill in minutes, the next
+    /// trip sheds them, and the controller waits longer.
     fn would_return(&self, sample: &Sample, settled: f64, limit: u32, reasons: &mut Vec<String>) -> bool {
         let Some(held) = sample.held_without_stress.fresh(sample.at, STALE_AFTER) else {
             return false;
         };
-        let returns = settled + held / f64::from(limit) >= self.thresholds.trip();
+        let returns = settled + held / f64::from(limit) >= ALL_SLOTS;
         if returns {
             reasons.push(format!(
                 "without stress mode, clients that only its limits end would hold {held:.0} slots more"
@@ -214,8 +224,9 @@ fn slots(sample: &Sample) -> Result<(u32, u32), String> {
     ))
 }
 
-/// Above the trip threshold: what the holders of the slots say of the cause.
-fn cause(sample: &Sample, reasons: &mut Vec<String>) -> VerdictKind {
+/// Above the trip threshold: what the holders of the slots say of the cause. Who was greeted a moment ago says nothing yet
+/// and counts for neither side: in a burst most of them always are such, until the last slot is gone.
+fn cause(sample: &Sample, limit: u32, reasons: &mut Vec<String>) -> VerdictKind {
     let holders = match fresh(&sample.holders, sample.at, "what the clients do") {
         Ok(holders) => *holders,
         Err(reason) => {
@@ -223,8 +234,18 @@ fn cause(sample: &Sample, reasons: &mut Vec<String>) -> VerdictKind {
             return VerdictKind::Busy;
         }
     };
-    let share = |part: u32| f64::from(part) / f64::from(holders.total().max(1));
-    let (kind, text) = if share(holders.ungreeted) >= MAJORITY {
+    let told = holders.total() - holders.just_greeted;
+    let enough = |part: u32| f64::from(part) >= f64::from(limit) * TOLD;
+    let most = |part: u32| f64::from(part) >= f64::from(told) * MAJORITY;
+    let (kind, text) = if !enough(told) {
+        (
+            VerdictKind::Busy,
+            format!(
+                "{} of them are held by clients that were greeted a moment ago: whether they will speak is still to be seen",
+                holders.just_greeted
+            ),
+        )
+    } else if most(holders.ungreeted) {
         (
             VerdictKind::SlowGreeting,
             format!(
@@ -232,7 +253,7 @@ fn cause(sample: &Sample, reasons: &mut Vec<String>) -> VerdictKind {
                 holders.ungreeted
             ),
         )
-    } else if share(holders.server_owes) >= MAJORITY {
+    } else if most(holders.server_owes) {
         (
             VerdictKind::BehindFilter,
             format!(
@@ -240,9 +261,14 @@ fn cause(sample: &Sample, reasons: &mut Vec<String>) -> VerdictKind {
                 holders.server_owes
             ),
         )
-    } else if share(holders.silent) >= MAJORITY {
+    } else if most(holders.silent) {
+        let kind = if enough(holders.silent) {
+            VerdictKind::Hogged
+        } else {
+            VerdictKind::Busy
+        };
         (
-            VerdictKind::Hogged,
+            kind,
             format!(
                 "{} of them are held by clients that were greeted and say nothing",
                 holders.silent

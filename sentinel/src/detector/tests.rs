@@ -137,6 +137,35 @@ fn the_other_three_conditions_are_not_hogging() {
 }
 
 #[test]
+fn who_was_just_greeted_counts_for_neither_side() {
+    let at = instant();
+    let burst = |silent, just_greeted, active| {
+        kind(&held(
+            at,
+            Holders {
+                silent,
+                just_greeted,
+                active,
+                ..Holders::default()
+            },
+        ))
+    };
+    assert_eq!(
+        burst(7, 9, 2),
+        VerdictKind::Hogged,
+        "a third of the slots is told to be silent"
+    );
+    assert_eq!(
+        burst(6, 10, 2),
+        VerdictKind::Busy,
+        "too few of them to say that of the rest"
+    );
+    assert_eq!(burst(3, 14, 1), VerdictKind::Busy, "too few are told");
+    assert_eq!(burst(0, 10, 7), VerdictKind::Surge);
+    assert_eq!(burst(0, 20, 0), VerdictKind::Busy);
+}
+
+#[test]
 fn a_port_scan_is_calm_it_holds_no_slot() {
     let at = instant();
     let scan = Sample {
@@ -177,14 +206,15 @@ fn it_is_not_calm_while_the_attack_only_waits_for_stress_mode_to_end() {
         held_without_stress: Reading::exact(held, at),
         ..calm(at)
     };
-    assert_eq!(kind(&kept_down(11.0)), VerdictKind::Calm);
-    let verdict = judge(&kept_down(13.0));
+    // Two of the twenty are busy.
+    assert_eq!(kind(&kept_down(17.9)), VerdictKind::Calm);
+    let verdict = judge(&kept_down(18.0));
     assert_eq!(verdict.kind, VerdictKind::Busy);
     assert!(
         verdict
             .reasons
             .iter()
-            .any(|reason| reason.contains("13 slots more")),
+            .any(|reason| reason.contains("18 slots more")),
         "{:?}",
         verdict.reasons
     );
@@ -214,7 +244,7 @@ fn with_headroom_it_is_calm_only_when_the_own_slots_would_do() {
     );
     assert_eq!(kind(&raised(7)), VerdictKind::Calm);
     let kept_down = Sample {
-        held_without_stress: Reading::exact(13.0, at),
+        held_without_stress: Reading::exact(18.0, at),
         ..raised(2)
     };
     assert_eq!(kind(&kept_down), VerdictKind::Busy);
@@ -319,6 +349,18 @@ fn one_bad_signal(at: Instant) -> impl Strategy<Value = Sample> {
     ]
 }
 
+fn any_holders() -> impl Strategy<Value = Holders> {
+    (0u32..30, 0u32..30, 0u32..30, 0u32..30, 0u32..30).prop_map(
+        |(silent, active, ungreeted, server_owes, just_greeted)| Holders {
+            ungreeted,
+            silent,
+            server_owes,
+            just_greeted,
+            active,
+        },
+    )
+}
+
 proptest! {
     #[test]
     fn one_signal_alone_never_trips(sample in one_bad_signal(instant())) {
@@ -326,22 +368,18 @@ proptest! {
     }
 
     #[test]
-    fn the_verdict_depends_on_the_sample_alone(
-        silent in 0u32..30, active in 0u32..30, ungreeted in 0u32..30, server_owes in 0u32..30,
-    ) {
-        let sample = held(instant(), Holders { silent, active, ungreeted, server_owes });
+    fn the_verdict_depends_on_the_sample_alone(holders in any_holders()) {
+        let sample = held(instant(), holders);
         prop_assert_eq!(judge(&sample), judge(&sample));
     }
 
     #[test]
-    fn hogged_needs_pressure_and_silence(
-        silent in 0u32..30, active in 0u32..30, ungreeted in 0u32..30, server_owes in 0u32..30,
-    ) {
-        let holders = Holders { silent, active, ungreeted, server_owes };
+    fn hogged_needs_pressure_and_silence(holders in any_holders()) {
         let verdict = judge(&held(instant(), holders));
         if verdict.kind == VerdictKind::Hogged {
             prop_assert!(holders.total() >= 14);
-            prop_assert!(silent * 2 >= holders.total());
+            prop_assert!(holders.silent * 2 >= holders.total() - holders.just_greeted);
+            prop_assert!(holders.silent >= 7);
         }
         if verdict.kind == VerdictKind::Calm {
             prop_assert!(holders.total() < 8);

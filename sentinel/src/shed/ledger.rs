@@ -198,7 +198,7 @@ impl Track {
             return Some((Reason::Mute, idled));
         }
         match turn(connection) {
-            Turn::Ungreeted => None,
+            Turn::Ungreeted | Turn::JustGreeted => None,
             Turn::ClientSilent(quiet) if connection.bytes_received == 0 => {
                 (quiet >= mute_limit + GRACE).then_some((Reason::Mute, quiet))
             }

@@ -29,6 +29,8 @@ pub enum Turn {
     ClientDawdles(Duration),
     /// The client spoke last, this long ago.
     ServerOwes(Duration),
+    /// Greeted a moment ago, and the client has not said its first word yet.
+    JustGreeted,
     /// Something moved just now, or the client has closed and smtpd is about to see it.
     Active,
 }
@@ -42,8 +44,14 @@ pub fn turn(connection: &Connection) -> Turn {
         Turn::Ungreeted
     } else if let Some(spoke_for) = dawdled(connection) {
         Turn::ClientDawdles(spoke_for)
-    } else if connection.client_closed || quiet < silent_after(connection) {
+    } else if connection.client_closed {
         Turn::Active
+    } else if quiet < silent_after(connection) {
+        if connection.bytes_received == 0 {
+            Turn::JustGreeted
+        } else {
+            Turn::Active
+        }
     } else if connection.since_received < connection.since_sent {
         Turn::ServerOwes(quiet)
     } else {
@@ -80,6 +88,7 @@ pub fn holders<'a>(connections: impl IntoIterator<Item = &'a Connection>) -> Hol
             Turn::Ungreeted => holders.ungreeted += 1,
             Turn::ClientSilent(_) | Turn::ClientDawdles(_) => holders.silent += 1,
             Turn::ServerOwes(_) => holders.server_owes += 1,
+            Turn::JustGreeted => holders.just_greeted += 1,
             Turn::Active => holders.active += 1,
         }
     }
@@ -136,6 +145,14 @@ mod tests {
                 rtt: Duration::from_millis(200),
                 ..mute
             }),
+            Turn::JustGreeted
+        );
+        assert_eq!(
+            turn(&Connection {
+                client_closed: true,
+                rtt: Duration::from_millis(200),
+                ..mute
+            }),
             Turn::Active
         );
         assert_eq!(turn(&accepted(31, 700, 900)), Turn::Active);
@@ -170,8 +187,7 @@ mod tests {
             Holders {
                 ungreeted: 1,
                 silent: 1,
-                server_owes: 0,
-                active: 0
+                ..Holders::default()
             }
         );
     }

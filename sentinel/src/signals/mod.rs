@@ -142,6 +142,9 @@ pub struct Holders {
     pub silent: u32,
     /// Greeted, and the client spoke last, at least [`Holders::SILENT_AFTER`] ago: the server owes the reply.
     pub server_owes: u32,
+    /// Greeted just now, and has not said a word yet: for less than [`Holders::MUTE_AFTER`], or four of its round trips.
+    /// Whether it will is still to be seen.
+    pub just_greeted: u32,
     /// Something went over the wire just now.
     pub active: u32,
 }
@@ -157,7 +160,7 @@ impl Holders {
     pub const MUTE_AFTER: std::time::Duration = std::time::Duration::from_millis(500);
 
     pub fn total(&self) -> u32 {
-        self.ungreeted + self.silent + self.server_owes + self.active
+        self.ungreeted + self.silent + self.server_owes + self.just_greeted + self.active
     }
 }
 
