@@ -15,12 +15,10 @@ use crate::signals::{ProcessLimit, Reading, Sample};
 /// A reading older than this decides nothing: a daemon that was stopped, or starved of CPU, must not act on the past.
 pub const STALE_AFTER: Duration = Duration::from_secs(3);
 
-/// Share of the slots whose holders can be told from which on one kind of holder names the condition.
-const MAJORITY: f64 = 0.5;
-
-/// Share of all slots whose holders must be told before a condition is named, and that silent clients must hold for
+/// Share of the slots whose holders can be told from which on one kind of holder names the condition; and share of the
+/// slots at the trip threshold whose holders must be told before any is named, and that silent clients must hold for
 /// [`VerdictKind::Hogged`]: a few of them say nothing of the rest, who have only just been greeted.
-const TOLD: f64 = 1.0 / 3.0;
+const MAJORITY: f64 = 0.5;
 
 /// Share of all slots that are held when they run out for good.
 const ALL_SLOTS: f64 = 1.0;
@@ -128,7 +126,7 @@ impl Detector {
         let mut reasons = vec![format!("{busy} of {limit} smtpd slots are busy")];
         let mut kind = VerdictKind::Busy;
         if pressure >= self.thresholds.trip() {
-            kind = cause(sample, limit, &mut reasons);
+            kind = cause(sample, f64::from(limit) * self.thresholds.trip(), &mut reasons);
         } else if settled < self.thresholds.clear()
             && own_pressure < self.thresholds.trip()
             && !standing
@@ -224,9 +222,9 @@ fn slots(sample: &Sample) -> Result<(u32, u32), String> {
     ))
 }
 
-/// Above the trip threshold: what the holders of the slots say of the cause. Who was greeted a moment ago says nothing yet
-/// and counts for neither side: in a burst most of them always are such, until the last slot is gone.
-fn cause(sample: &Sample, limit: u32, reasons: &mut Vec<String>) -> VerdictKind {
+/// Above the trip threshold, which is `trips_at` slots: what the holders of the slots say of the cause. Who was greeted a
+/// moment ago says nothing yet and counts for neither side: in a burst most of them are such, until the last slot is gone.
+fn cause(sample: &Sample, trips_at: f64, reasons: &mut Vec<String>) -> VerdictKind {
     let holders = match fresh(&sample.holders, sample.at, "what the clients do") {
         Ok(holders) => *holders,
         Err(reason) => {
@@ -235,7 +233,7 @@ fn cause(sample: &Sample, limit: u32, reasons: &mut Vec<String>) -> VerdictKind 
         }
     };
     let told = holders.total() - holders.just_greeted;
-    let enough = |part: u32| f64::from(part) >= f64::from(limit) * TOLD;
+    let enough = |part: u32| f64::from(part) >= trips_at * MAJORITY;
     let most = |part: u32| f64::from(part) >= f64::from(told) * MAJORITY;
     let (kind, text) = if !enough(told) {
         (

@@ -153,7 +153,7 @@ fn who_was_just_greeted_counts_for_neither_side() {
     assert_eq!(
         burst(7, 9, 2),
         VerdictKind::Hogged,
-        "a third of the slots is told to be silent"
+        "half of the fourteen that make a trip are told to be silent"
     );
     assert_eq!(
         burst(6, 10, 2),
