@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::tally::{Outcome, Tally};
-use crate::{fuzz, setup, shell, test};
+use crate::{fuzz, setup, shell, suite};
 use table::Row;
 
 /// One thing to do for a long time.
@@ -103,9 +103,9 @@ impl Work {
             Self::Fuzz => fuzz::run(time),
             Self::Lab(filter) => {
                 // The lab runs the daemon as a program, which no test target of its package builds.
-                shell::run(&mut shell::cargo(&["build", "--package", "smtp-sentinel"]))?;
-                let outcome = test::tests(
-                    &["--package", "sentinel-lab", "--test", "lab"],
+                suite::build(&["--bin", "smtp-sentinel"])?;
+                let outcome = suite::run(
+                    &["--test", "lab"],
                     &[filter, "--show-output"],
                     &[(SECONDS, time.as_secs().to_string())],
                 )?;
