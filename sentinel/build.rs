@@ -5,8 +5,8 @@
 //! the first that is at hand is taken (see [`Toolchain`]). Nothing is installed here; `cargo xtask setup` does that.
 
 use std::env;
-use std::ffi::OsString;
-use std::fs;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -33,14 +33,15 @@ fn build() -> Result<(), String> {
         .parent()
         .ok_or("sentinel/ must lie in its workspace")?
         .to_path_buf();
-    // Said before anything can fail, so that a failed build is tried again when one of these changes.
+    // Said before anything can fail, so that a failed build is tried again when one of these changes. From this package's
+    // directory on: a target directory that is copied to another checkout would else go on looking at the first.
     for input in [
-        "sentinel-ebpf/src",
-        "sentinel-ebpf/Cargo.toml",
-        "Cargo.toml",
-        "Cargo.lock",
+        "../sentinel-ebpf/src",
+        "../sentinel-ebpf/Cargo.toml",
+        "../Cargo.toml",
+        "../Cargo.lock",
     ] {
-        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
+        println!("cargo::rerun-if-changed={input}");
     }
 
     let toolchain = Toolchain::find().ok_or(MISSING_RUSTC)?;
@@ -49,7 +50,9 @@ fn build() -> Result<(), String> {
     println!("cargo::rerun-if-changed={}", linker.display());
 
     let out_dir = PathBuf::from(required("OUT_DIR")?);
-    let target_dir = out_dir.join("bpf");
+    let target_dir = shared_target(&out_dir, &required("TARGET")?).join(required("CARGO_CFG_TARGET_ARCH")?);
+    // Until the object is copied, so that no other build script has it written anew meanwhile.
+    let _one_at_a_time = lock(&target_dir)?;
     let status = toolchain
         .cargo(&workspace, &linker)?
         .arg("--target-dir")
@@ -66,6 +69,32 @@ fn build() -> Result<(), String> {
     fs::copy(&object, out_dir.join(PACKAGE))
         .map(drop)
         .map_err(|error| format!("cannot copy {}: {error}", object.display()))
+}
+
+/// Where the programs are compiled, once for all: tests, lints, documentation and each profile have an `OUT_DIR` of their own,
+/// TARGET_DIR/PROFILE/build/PACKAGE/out or TARGET_DIR/TRIPLE/PROFILE/build/PACKAGE/out, and all want the same object. Where
+/// `OUT_DIR` is unlike those, it serves itself.
+fn shared_target(out_dir: &Path, triple: &OsStr) -> PathBuf {
+    let build = out_dir.ancestors().find(|above| above.ends_with("build"));
+    let above_profile = build.and_then(|build| build.ancestors().nth(2));
+    above_profile.map_or_else(
+        || out_dir.join("bpf"),
+        |above| {
+            let target = if above.ends_with(triple) {
+                above.parent()
+            } else {
+                None
+            };
+            target.unwrap_or(above).join("bpf")
+        },
+    )
+}
+
+fn lock(directory: &Path) -> Result<File, String> {
+    let taken = fs::create_dir_all(directory)
+        .and_then(|()| File::create(directory.join("lock")))
+        .and_then(|file| file.lock().map(|()| file));
+    taken.map_err(|error| format!("cannot lock {}: {error}", directory.display()))
 }
 
 /// A toolchain that can compile for BPF.

@@ -19,6 +19,7 @@ struct Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     std::fs::create_dir_all(&arguments.to)?;
+    payload::ensure_without_kubernetes(&arguments.binary)?;
     let files = payload::collect(&arguments.binary)?;
     for package in [
         deb::build(&files, &arguments.to)?,

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::CommandFactory as _;
 use clap_complete::Shell;
 use flate2::{Compression, GzBuilder};
@@ -158,6 +158,23 @@ pub fn collect(binary: &Path) -> Result<Vec<File>> {
     }
     files.sort_by(|one, other| one.to.cmp(&other.to));
     Ok(files)
+}
+
+/// Refuses a program that can ask a cluster: that one is for the container image.
+///
+/// # Errors
+/// It cannot be read, or was built with the feature "kubernetes".
+pub fn ensure_without_kubernetes(binary: &Path) -> Result<()> {
+    // What a program without the feature answers to whoever switches it on.
+    const ANSWER: &[u8] = b"this smtp-sentinel was built without the feature";
+    let bytes = fs::read(binary).with_context(|| format!("reading {}", binary.display()))?;
+    ensure!(
+        bytes.windows(ANSWER.len()).any(|window| window == ANSWER),
+        "{} was built with the feature \"kubernetes\", which is the image's: build it with `cargo build --release --package \
+         smtp-sentinel`",
+        binary.display()
+    );
+    Ok(())
 }
 
 /// As `gzip -9n` does it: no name and no time in it, so that the same text gives the same bytes.

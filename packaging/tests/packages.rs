@@ -3,7 +3,7 @@
 //!
 //! The root is made by mmdebstrap once and kept below the target directory. What runs in it has process and mount namespaces
 //! of its own: it sees no Postfix of this machine, and no systemd. The program in the packages is the debug build that the
-//! other tests run.
+//! other tests run, which has the feature "kubernetes"; those of `cargo xtask dist` must not have it.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail like the test itself")]
 
@@ -34,19 +34,23 @@ struct Built {
 static BUILT: LazyLock<Built> = LazyLock::new(|| {
     let to = target().join("packages");
     fs::create_dir_all(&to).unwrap();
-    let binary = target().join("debug/smtp-sentinel");
-    assert!(
-        binary.is_file(),
-        "{} is not there: run `cargo build --package smtp-sentinel` (`cargo xtask test` does)",
-        binary.display()
-    );
-    let files = payload::collect(&binary).unwrap();
+    let files = payload::collect(&program()).unwrap();
     Built {
         deb: deb::build(&files, &to).unwrap(),
         rpm: rpm::build(&files, &to).unwrap(),
         files,
     }
 });
+
+fn program() -> PathBuf {
+    let binary = target().join("debug/smtp-sentinel");
+    assert!(
+        binary.is_file(),
+        "{} is not there: run `cargo build --workspace --features smtp-sentinel/kubernetes` (`cargo xtask test` does)",
+        binary.display()
+    );
+    binary
+}
 
 fn target() -> PathBuf {
     let own = env::current_exe().unwrap();
@@ -179,6 +183,15 @@ impl Root {
         }
         found
     }
+}
+
+#[test]
+fn a_program_with_kubernetes_is_not_packed_for_people() {
+    let with = payload::ensure_without_kubernetes(&program()).unwrap_err();
+    assert!(with.to_string().contains("feature \"kubernetes\""), "{with}");
+    // It is known by a sentence that it has not; this is where that one is written.
+    let sentence = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sentinel/src/kubernetes/mod.rs");
+    payload::ensure_without_kubernetes(&sentence).unwrap();
 }
 
 #[test]

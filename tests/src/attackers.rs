@@ -64,6 +64,15 @@ impl Attack {
         })
     }
 
+    /// `count` silent ones, so far apart that each is on its slot before all have come: what trips is a part of the slots
+    /// and not the last of them.
+    pub fn flood(count: usize) -> Self {
+        Self::silent(Arrival::Evenly {
+            count,
+            within: Duration::from_secs(3),
+        })
+    }
+
     /// Silent attackers that stay away once dropped.
     pub fn silent(arrival: Arrival) -> Self {
         Self {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::shell;
+use crate::suite::WORKSPACE;
 use crate::tally::Outcome;
 
 /// The programs are `fuzz_NAME`, their first inputs `fuzz/seeds/NAME`.
@@ -24,11 +25,15 @@ const AT_LEAST: u64 = 1000;
 pub(crate) fn run(time: Duration) -> Result<Outcome> {
     let home = shell::root().join("fuzz");
     println!(
-        "--- fuzzing {} for {} s each, side by side",
+        "fuzzing {} for {} s each, side by side",
         TARGETS.join(", "),
         time.as_secs()
     );
-    let mut cargo = shell::cargo(&["build", "--package", "sentinel-fuzz"]);
+    let mut cargo = shell::cargo(&["build"]);
+    cargo.args(WORKSPACE);
+    for name in TARGETS {
+        cargo.args(["--bin", &format!("fuzz_{name}")]);
+    }
     shell::run(cargo.env("RUSTC_WORKSPACE_WRAPPER", home.join("instrument.sh")))?;
     let mut running = Vec::new();
     for name in TARGETS {

@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::suite::WORKSPACE;
 use crate::{setup, shell};
 
 /// Of the image, in bytes. It comes to every node, and nothing in it is to grow unseen.
@@ -76,15 +77,43 @@ pub(crate) fn binary() -> Result<PathBuf> {
         "{} has {size} bytes, more than the {LARGEST} of the image: find out what has grown",
         built.display()
     );
+    put(&built, &built.with_extension("d"))
+}
+
+/// Builds the static binary for the tests and puts it in the same place: as the other tests' programs are compiled, but for the
+/// last step, so that nothing that it is made of is compiled again, and without what a debugger reads.
+///
+/// # Errors
+/// It does not build.
+pub(crate) fn binary_of_tests() -> Result<()> {
+    let mut cargo = shell::cargo(&["build"]);
+    cargo.args(WORKSPACE).args(["--bin", "smtp-sentinel"]).env(
+        "RUSTC_WORKSPACE_WRAPPER",
+        shell::root().join("deploy/container/static.sh"),
+    );
+    println!(
+        "building the static binary for the tests: {}",
+        shell::words(&cargo)
+    );
+    shell::run(&mut cargo)?;
+    let target = shell::target()?;
+    let built = target.join("debug/smtp-sentinel");
+    ensure_static(&built)?;
+    let stripped = target.join("image.stripped");
+    shell::run(Command::new("strip").arg("-o").arg(&stripped).arg(&built))?;
+    put(&stripped, &built.with_extension("d"))?;
+    Ok(fs::remove_file(stripped)?)
+}
+
+/// Puts a binary where the image is made from, and beside it cargo's list of what it is made of, by which the tests see that
+/// it is of today.
+fn put(built: &Path, sources: &Path) -> Result<PathBuf> {
+    let target = shell::target()?;
     let context = target.join("image");
     fs::create_dir_all(&context)?;
     let binary = context.join("smtp-sentinel");
-    // Beside it the list of what it is made of, by which the tests see that it is of today.
-    for (from, to) in [
-        (built.clone(), binary.clone()),
-        (built.with_extension("d"), target.join("image.d")),
-    ] {
-        fs::copy(&from, &to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    for (from, to) in [(built, &binary), (sources, &target.join("image.d"))] {
+        fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
     }
     Ok(binary)
 }

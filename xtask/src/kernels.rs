@@ -13,11 +13,13 @@ mod table;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::shell;
+use crate::suite::WORKSPACE;
 use crate::tally::Tally;
 use initramfs::Archive;
 use machine::{Guest, Tools};
@@ -93,13 +95,29 @@ pub(crate) fn run(only: &[String]) -> Result<ExitCode> {
     })
 }
 
+/// What [`oldest_and_newest`] chooses.
+const EITHER_END: [&str; 2] = ["oldest", "newest"];
+
 /// The oldest kernel and the newest, for `cargo xtask test`.
 ///
 /// # Errors
 /// What is needed for it cannot be had.
 pub(crate) fn oldest_and_newest() -> Result<Tally> {
-    let chosen = choose(&["oldest".to_owned(), "newest".to_owned()])?;
-    Ok(play(&chosen)?.0)
+    Ok(play(&choose(&EITHER_END.map(str::to_owned))?)?.0)
+}
+
+/// Gets what [`oldest_and_newest`] boots, without booting it.
+///
+/// # Errors
+/// A package cannot be had.
+pub(crate) fn fetch() -> Result<()> {
+    let cache = archive::cache()?;
+    fs::create_dir_all(&cache)?;
+    Tools::get(&cache)?;
+    for kernel in choose(&EITHER_END.map(str::to_owned))? {
+        archive::newest(kernel.suites, &cache)?;
+    }
+    Ok(())
 }
 
 fn choose(only: &[String]) -> Result<Vec<&'static Kernel>> {
@@ -136,8 +154,9 @@ fn play(chosen: &[&'static Kernel]) -> Result<(Tally, Vec<Run>)> {
     let programs = Programs::build()?;
     let mut tally = Tally::default();
     let mut runs = Vec::new();
-    for &kernel in chosen {
-        match play_one(kernel, &tools, &programs, &cache) {
+    let (tools, programs, cache) = (&tools, &programs, &*cache);
+    for (kernel, played) in side_by_side(chosen, |kernel| play_one(kernel, tools, programs, cache)) {
+        match played {
             Ok(run) => {
                 let complaints = run.complaints();
                 for complaint in &complaints {
@@ -162,6 +181,31 @@ fn play(chosen: &[&'static Kernel]) -> Result<(Tally, Vec<Run>)> {
         }
     }
     Ok((tally, runs))
+}
+
+/// Guests at a time: each is one thread of qemu (see [`machine`]) on one processor.
+const GUESTS: usize = 2;
+
+/// Plays all, some at a time, and gives what came of each in the order of `chosen`.
+fn side_by_side(
+    chosen: &[&'static Kernel],
+    play: impl Fn(&'static Kernel) -> Result<Run> + Sync,
+) -> Vec<(&'static Kernel, Result<Run>)> {
+    let mut played = Vec::new();
+    for some in chosen.chunks(GUESTS) {
+        thread::scope(|scope| {
+            let play = &play;
+            let guests: Vec<_> = some
+                .iter()
+                .map(|&kernel| (kernel, scope.spawn(move || play(kernel))))
+                .collect();
+            played.extend(guests.into_iter().map(|(kernel, guest)| {
+                let run = guest.join();
+                (kernel, run.unwrap_or_else(|_| bail!("its thread panicked")))
+            }));
+        });
+    }
+    played
 }
 
 fn play_one(kernel: &'static Kernel, tools: &Tools, programs: &Programs, cache: &Path) -> Result<Run> {
@@ -282,35 +326,25 @@ struct Target {
 impl Programs {
     fn build() -> Result<Self> {
         let mut cargo = shell::cargo(&["test", "--no-run", "--message-format=json"]);
-        cargo.args([
-            "--package",
-            "smtp-sentinel",
-            "--test",
-            "probes",
-            "--bin",
-            "smtp-sentinel",
-        ]);
-        println!("--- {}", shell::words(&cargo));
+        // With them comes the daemon, which they run as well.
+        cargo.args(WORKSPACE).args(["--test", "probes"]);
+        println!("{}", shell::words(&cargo));
         let output = cargo.stderr(Stdio::inherit()).output()?;
         ensure!(
             output.status.success(),
             "the programs for the guests do not build"
         );
-        shell::run(&mut shell::cargo(&[
-            "build",
-            "--quiet",
-            "--package",
-            "smtp-sentinel",
-        ]))?;
-        let scenarios = String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Artifact>(line).ok())
-            .find(|artifact| artifact.target.name == "probes")
-            .and_then(|artifact| artifact.executable)
-            .context("cargo does not say where the scenarios are")?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let executable = |name: &str| {
+            said.lines()
+                .filter_map(|line| serde_json::from_str::<Artifact>(line).ok())
+                .find(|artifact| artifact.target.name == name && artifact.executable.is_some())
+                .and_then(|artifact| artifact.executable)
+                .with_context(|| format!("cargo does not say where {name} is"))
+        };
         Ok(Self {
-            sentinel: shell::target()?.join("debug/smtp-sentinel"),
-            scenarios,
+            sentinel: stripped(&executable("smtp-sentinel")?, "smtp-sentinel")?,
+            scenarios: stripped(&executable("probes")?, "probes")?,
         })
     }
 
@@ -319,8 +353,8 @@ impl Programs {
         archive.console()?;
         archive.file("/init", include_bytes!("kernels/guest.sh"))?;
         archive.file("/bin/busybox", &fs::read(busybox)?)?;
-        archive.program(&stripped(&self.sentinel)?, "/bin/smtp-sentinel")?;
-        archive.program(&stripped(&self.scenarios)?, "/bin/probes")?;
+        archive.program(&self.sentinel, "/bin/smtp-sentinel")?;
+        archive.program(&self.scenarios, "/bin/probes")?;
         for program in ["ip", "ss"] {
             let path = shell::find(program).with_context(|| format!("{program} is not installed"))?;
             archive.program(&path, &format!("/bin/{program}"))?;
@@ -333,8 +367,8 @@ impl Programs {
 }
 
 /// A copy without debugging information, a tenth of the size.
-fn stripped(program: &Path) -> Result<PathBuf> {
-    let copy = archive::cache()?.join(program.file_name().context("a program has a name")?);
+fn stripped(program: &Path, name: &str) -> Result<PathBuf> {
+    let copy = archive::cache()?.join(name);
     shell::run(Command::new("strip").arg("-o").arg(&copy).arg(program))?;
     Ok(copy)
 }

@@ -1,22 +1,21 @@
-//! What the tests with podman need beside podman itself: the daemon as a static binary, and a root file system with Postfix.
+//! What the tests with podman need beside podman itself and the sentinel's binary: a root file system with Postfix.
 
 use std::fs;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::{image, setup, shell};
+use crate::{setup, shell};
 
 /// What is in the root file system beside Debian's smallest; and its suite, whose keys every Debian has.
 const PACKAGES: &str = "postfix,procps";
 const SUITE: &str = "bookworm";
 
-/// Makes what is missing or older than its sources.
+/// Makes it where it is missing.
 ///
 /// # Errors
-/// It does not build; or the packages cannot be had.
-pub(crate) fn prepare() -> Result<()> {
-    image::binary()?;
+/// The packages cannot be had.
+pub(crate) fn root_file_system() -> Result<()> {
     let cache = shell::target()?.join("podman");
     let archive = cache.join("postfix.tar");
     if archive.is_file() {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::tally::{Outcome, Tally};
-use crate::{fuzz, setup, shell, test};
+use crate::{fuzz, setup, shell, suite};
 use table::Row;
 
 /// One thing to do for a long time.
@@ -24,13 +24,10 @@ struct Part {
 enum Work {
     /// The targets of the package `sentinel-fuzz`.
     Fuzz,
-    /// The tests of the lab's test program `program` whose name has `filter` in it. They go on for as many seconds as
-    /// [`SECONDS`] says (without it, in every run of the tests, for a few), and print a line that begins with
-    /// [`crate::tally::SOAKED`] and tells what they counted.
-    Lab {
-        program: &'static str,
-        filter: &'static str,
-    },
+    /// The tests of the lab whose name has this in it. They go on for as many seconds as [`SECONDS`] says (without it, in
+    /// every run of the tests, for a few), and print a line that begins with [`crate::tally::SOAKED`] and tells what they
+    /// counted.
+    Lab(&'static str),
 }
 
 /// Tells a test that it soaks, and for how long.
@@ -45,26 +42,17 @@ const PARTS: &[Part] = &[
     Part {
         name: "masters",
         what: "random master.cf before the masters of all versions",
-        work: Work::Lab {
-            program: "master_cf",
-            filter: "random",
-        },
+        work: Work::Lab("master_cf::random::"),
     },
     Part {
         name: "cycles",
         what: "attack and calm in turn: memory, descriptors and threads of the daemon stay as they are",
-        work: Work::Lab {
-            program: "soak",
-            filter: "cycles",
-        },
+        work: Work::Lab("soak::cycles"),
     },
     Part {
         name: "prefixes",
         what: "a million clients, each from a /24 of its own, however long that takes",
-        work: Work::Lab {
-            program: "bounds",
-            filter: "more_source_prefixes",
-        },
+        work: Work::Lab("bounds::more_source_prefixes"),
     },
 ];
 
@@ -113,17 +101,17 @@ impl Work {
     fn run(&self, time: Duration) -> Result<Outcome> {
         match self {
             Self::Fuzz => fuzz::run(time),
-            Self::Lab { program, filter } => {
+            Self::Lab(filter) => {
                 // The lab runs the daemon as a program, which no test target of its package builds.
-                shell::run(&mut shell::cargo(&["build", "--package", "smtp-sentinel"]))?;
-                let outcome = test::tests(
-                    &["--package", "sentinel-lab", "--test", program],
+                suite::build(&["--bin", "smtp-sentinel"])?;
+                let outcome = suite::run(
+                    &["--test", "lab"],
                     &[filter, "--show-output"],
                     &[(SECONDS, time.as_secs().to_string())],
                 )?;
                 ensure!(
                     outcome.tally.passed + outcome.tally.failed > 0,
-                    "no test of {program} has {filter:?} in its name"
+                    "no test of the lab has {filter:?} in its name"
                 );
                 Ok(outcome)
             }

@@ -52,10 +52,15 @@ impl Tools {
     /// `console`, the second to `report`; `arguments` are those of the guest's init.
     pub(crate) fn boot(&self, guest: &Guest<'_>) -> Result<()> {
         let mut qemu = Command::new(&self.qemu);
+        // The guest's processors take turns on one thread of qemu. With a thread each, one goes on running what qemu has
+        // translated while the kernel on the other patches it: the int3 that stands there for a moment (text_poke_bp()) is met
+        // when the patch is over and nobody expects it any more, and the kernel dies of it.
         // Without cmpxchg16b: with it, 6.12 panics now and then under software emulation, before any of ours runs.
         qemu.args([
             "-machine",
-            "q35,accel=tcg",
+            "q35",
+            "-accel",
+            "tcg,thread=single",
             "-smp",
             "2",
             "-m",

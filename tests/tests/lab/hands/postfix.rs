@@ -117,7 +117,7 @@ fn the_second_of_two_sentinels_refuses() {
 
     let settings = Settings {
         name: "second".to_owned(),
-        ..settings()
+        ..without_shedding()
     };
     let second = Sentinel::install_with(&lab, &settings).unwrap();
     let other = second.start().unwrap();

@@ -3,8 +3,8 @@
 use sentinel_lab::judge::{Fate, Judge};
 use smtp_sentinel::postfix::master_cf::validate_with;
 
-use crate::corpus::odd;
-use crate::{JUDGES, for_each, names};
+use super::corpus::odd;
+use super::{JUDGES, for_each, names};
 
 /// What is known about a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

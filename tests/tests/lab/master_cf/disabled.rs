@@ -4,7 +4,7 @@ use sentinel_lab::judge::{Fate, Judge};
 use smtp_sentinel::postfix::main_cf::Settings;
 use smtp_sentinel::postfix::{Master, Root};
 
-use crate::{JUDGES, for_each};
+use super::{JUDGES, for_each};
 
 const LISTS: [&str; 14] = [
     "",

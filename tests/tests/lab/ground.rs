@@ -10,7 +10,7 @@ use sentinel_lab::clock::{wait_for, wait_until};
 use sentinel_lab::senders::{Outcome, Tally, Traffic, Upload, greeting_quantile};
 use sentinel_lab::{Lab, master_cf};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::PATIENCE;
 
 #[test]
 fn a_legitimate_sender_delivers() {
@@ -341,7 +341,7 @@ fn nothing_is_left_when_the_process_is_killed() {
     let mut victim = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "nothing_is_left_when_the_process_is_killed",
+            "ground::nothing_is_left_when_the_process_is_killed",
             "--nocapture",
         ])
         .env(VICTIM, "1")

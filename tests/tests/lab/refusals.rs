@@ -10,7 +10,7 @@ use sentinel_lab::sentinel::{Answer, Sentinel, Settings};
 use smtp_sentinel::controller::State;
 use smtp_sentinel::status::ProbeState;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::PATIENCE;
 
 /// One sentence on standard error that names `word`, and this exit code.
 fn assert_refused(answer: &Answer, code: i32, word: &str) {

@@ -1,15 +1,13 @@
 //! An attacker who pulses cannot make us reload Postfix more often than the budget, and each further episode waits
 //! longer before it lets go.
 
-use std::time::Duration;
-
 use sentinel_lab::Lab;
 use sentinel_lab::attackers::Attack;
 use sentinel_lab::clock::wait_until;
 use sentinel_lab::sentinel::{Entry, Sentinel, Settings};
 use smtp_sentinel::controller::State;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::PATIENCE;
 
 /// Three episodes, each a trip and a clear.
 const BUDGET: usize = 6;

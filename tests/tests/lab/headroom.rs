@@ -4,14 +4,14 @@
 use std::fs;
 use std::time::Duration;
 
-use sentinel_lab::attackers::{Arrival, Attack, Attackers};
+use sentinel_lab::attackers::{Attack, Attackers};
 use sentinel_lab::clock::wait_until;
 use sentinel_lab::senders::{Tally, Traffic};
 use sentinel_lab::sentinel::{Daemon, Entry, Sentinel, Settings};
 use sentinel_lab::{Lab, master_cf};
 use smtp_sentinel::controller::State;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::PATIENCE;
 
 fn install(lab: &Lab, more: &str) -> Sentinel {
     let act = format!("{}\nheadroom = 4.0\n{more}", Settings::default().act);
@@ -24,11 +24,7 @@ fn install(lab: &Lab, more: &str) -> Sentinel {
 
 /// Takes 15 of 20 slots and sits.
 fn flood(lab: &Lab) -> Attackers {
-    let arrival = Arrival::Evenly {
-        count: 15,
-        within: Duration::from_secs(3),
-    };
-    lab.attack(Attack::silent(arrival)).expect("attackers start")
+    lab.attack(Attack::flood(15)).unwrap()
 }
 
 fn wait_limit(daemon: &Daemon<'_>, limit: u32) {
@@ -58,11 +54,7 @@ fn an_attack_brings_slots_and_stress_in_one_edit_and_both_go_byte_for_byte() {
     let daemon = sentinel.start().unwrap();
     // Nobody at work beside them, so that what is seen is no surge first.
     let attackers = flood(&lab);
-    daemon
-        .wait_service("to be stressed", PATIENCE, |service| {
-            service.state == State::Stressed
-        })
-        .unwrap();
+    daemon.wait_state(State::Stressed).unwrap();
     assert_eq!(maxproc(&lab), "80");
     wait_until("the reload", PATIENCE, || Ok(lab.postfix.reloads() >= 1)).unwrap();
     assert_eq!(lab.postfix.reloads(), 1, "one edit, one reload");
@@ -73,12 +65,7 @@ fn an_attack_brings_slots_and_stress_in_one_edit_and_both_go_byte_for_byte() {
         .unwrap();
     // Master takes it: twice as many clients as it had slots sit on it, and mail still flows.
     let senders = lab.senders(Traffic::new(4.0)).unwrap();
-    let more = lab
-        .attack(Attack::silent(Arrival::Evenly {
-            count: 25,
-            within: Duration::from_secs(3),
-        }))
-        .unwrap();
+    let more = lab.attack(Attack::flood(25)).unwrap();
     wait_until("more clients than there were slots", PATIENCE, || {
         Ok(lab.sockets()?.held > 30)
     })
@@ -86,9 +73,7 @@ fn an_attack_brings_slots_and_stress_in_one_edit_and_both_go_byte_for_byte() {
     attackers.stop().unwrap();
     more.stop().unwrap();
 
-    daemon
-        .wait_service("to be normal", PATIENCE, |service| service.state == State::Normal)
-        .unwrap();
+    daemon.wait_state(State::Normal).unwrap();
     assert_eq!(lab.postfix.master_cf().unwrap(), original);
     wait_limit(&daemon, 20);
     let tally = Tally::of(&senders.stop().unwrap());

@@ -8,17 +8,10 @@ use sentinel_lab::Lab;
 use sentinel_lab::attackers::{Arrival, Attack};
 use sentinel_lab::clock::{wait_for, wait_until};
 use sentinel_lab::senders::Traffic;
-use sentinel_lab::sentinel::{Daemon, Sentinel, Settings};
+use sentinel_lab::sentinel::{Daemon, Sentinel};
 use smtp_sentinel::status::Service;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn observe() -> Settings {
-    Settings {
-        act: "mode = \"observe\"".to_owned(),
-        ..Settings::default()
-    }
-}
+use crate::{PATIENCE, observe};
 
 /// Waits until the daemon counts the clients of the lab's listener: what comes before is not in the counts.
 fn wait_watched(daemon: &Daemon<'_>) -> Service {

@@ -1,12 +1,9 @@
 //! Pods, as podman and runc run them: the sentinel's image under what the DaemonSet says, and Postfix in the forms in which
 //! people run it in containers.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail like the test itself")]
-
 use std::fs;
-use std::time::Duration;
 
-use sentinel_lab::attackers::{Arrival, Attack, Attackers};
+use sentinel_lab::attackers::{Attack, Attackers};
 use sentinel_lab::clock::wait_until;
 use sentinel_lab::pods::node::Node;
 use sentinel_lab::pods::pod::{Form, Pod, SLOTS};
@@ -14,9 +11,9 @@ use sentinel_lab::pods::sentinel::{Plan, Sentinel};
 use sentinel_lab::senders::Traffic;
 use smtp_sentinel::controller::State;
 use smtp_sentinel::privileges::{Capabilities, NEEDS};
-use smtp_sentinel::status::{Instance, ProbeState, Service};
+use smtp_sentinel::status::{Instance, ProbeState};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::{PATIENCE, smtp};
 
 fn node() -> Node {
     Node::start().unwrap_or_else(|error| panic!("no containers here: {error:#}"))
@@ -32,18 +29,7 @@ fn flood(pod: &Pod<'_>) -> Attackers {
 }
 
 fn silent(pod: &Pod<'_>, count: usize) -> Attackers {
-    pod.attack(Attack::silent(Arrival::Evenly {
-        count,
-        within: Duration::from_secs(3),
-    }))
-    .unwrap()
-}
-
-fn smtp(instance: &Instance) -> Option<&Service> {
-    instance
-        .services
-        .iter()
-        .find(|service| service.label() == "smtp/inet")
+    pod.attack(Attack::flood(count)).unwrap()
 }
 
 fn wait(sentinel: &Sentinel<'_>, pod: &Pod<'_>, what: &str, wanted: impl Fn(&Instance) -> bool) -> Instance {

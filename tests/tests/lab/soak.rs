@@ -1,10 +1,6 @@
 //! What grows a little each time is seen only after many times: attack and calm in turn, as fast as the daemon's settings let
-//! it trip and clear. In every run of the tests a few of them; `cargo xtask soak` goes on for as many seconds as it says in
-//! `SENTINEL_SOAK_SECONDS`.
+//! it trip and clear. In every run of the tests a few of them; `cargo xtask soak` goes on for as long as it says.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail like the test itself")]
-
-use std::env;
 use std::time::Duration;
 
 use sentinel_lab::Lab;
@@ -13,18 +9,13 @@ use sentinel_lab::clock::{self, wait_until};
 use sentinel_lab::sentinel::{Daemon, Sentinel, Settings};
 use sentinel_lab::usage::Usage;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::PATIENCE;
 
 /// Cycles in every run of the tests.
 const CYCLES: usize = 6;
 
 /// Cycles before the first that counts.
 const WARM_UP: usize = 2;
-
-fn duration() -> Duration {
-    let seconds = env::var("SENTINEL_SOAK_SECONDS").map_or(0, |text| text.parse().unwrap());
-    Duration::from_secs(seconds)
-}
 
 /// All that makes an episode short.
 fn hasty() -> Settings {
@@ -85,9 +76,9 @@ fn cycles_of_attack_and_calm_leave_memory_and_descriptors_flat() {
         episode(&lab, &daemon, nth);
     }
 
-    let start = clock::now();
+    let (start, duration) = (clock::now(), crate::soak().unwrap_or_default());
     let mut usages = Vec::new();
-    while start.elapsed() < duration() || usages.len() < CYCLES {
+    while start.elapsed() < duration || usages.len() < CYCLES {
         usages.push(episode(&lab, &daemon, WARM_UP + usages.len()));
     }
     assert_eq!(lab.postfix.master_cf().unwrap(), original);

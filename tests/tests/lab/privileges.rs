@@ -1,18 +1,15 @@
 //! Least privilege: what the running daemon has left, what each capability is for, and its whole work under the shipped
 //! unit file. The unit is read by the lab, so a line in it that breaks the daemon breaks a test here.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail like the test itself")]
-
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use sentinel_lab::Lab;
-use sentinel_lab::attackers::{Arrival, Attack, Attackers};
+use sentinel_lab::attackers::{Attack, Attackers};
 use sentinel_lab::clock::wait_until;
 use sentinel_lab::senders::Traffic;
 use sentinel_lab::sentinel::{Daemon, Sentinel, Settings};
@@ -21,7 +18,7 @@ use smtp_sentinel::controller::State;
 use smtp_sentinel::privileges::{Capabilities, Capability, Circumstances, NEEDS, kept};
 use smtp_sentinel::status::ProbeState;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::PATIENCE;
 
 /// Below it nothing that a unit needs is missing, above it something was opened; docs/privileges.md names it.
 const EXPOSURE_AT_MOST: f64 = 2.9;
@@ -31,19 +28,7 @@ const SLOTS: u32 = 40;
 /// Enough to trip, and so far from the last slot that master's own stress mode stays off: it would last for a quarter of
 /// an hour, and there would be nothing to toggle.
 fn flood(lab: &Lab) -> Attackers {
-    let attack = Attack::silent(Arrival::Evenly {
-        count: 30,
-        within: Duration::from_secs(3),
-    });
-    lab.attack(attack).unwrap()
-}
-
-fn wait_state(daemon: &Daemon<'_>, state: State) {
-    daemon
-        .wait_service(&format!("smtp/inet to be {state:?}"), PATIENCE, |service| {
-            service.state == state
-        })
-        .unwrap_or_else(|error| panic!("{error:#}"));
+    lab.attack(Attack::flood(30)).unwrap()
 }
 
 /// Trip, shed, clear, trip, and the orderly end while stress is on. Mail keeps coming, so that there are new smtpd
@@ -52,7 +37,7 @@ fn does_its_work(lab: &Lab, daemon: Daemon<'_>) {
     let _senders = lab.senders(Traffic::new(2.0)).unwrap();
     let original = lab.postfix.master_cf().unwrap();
     let attackers = flood(lab);
-    wait_state(&daemon, State::Stressed);
+    daemon.wait_state(State::Stressed).unwrap();
     assert_ne!(lab.postfix.master_cf().unwrap(), original);
     wait_until("a connection to be closed (SOCK_DESTROY)", PATIENCE, || {
         let closed = daemon.metrics()?.sum("smtp_sentinel_shed_connections_total", &[]);
@@ -60,7 +45,7 @@ fn does_its_work(lab: &Lab, daemon: Daemon<'_>) {
     })
     .unwrap();
     attackers.stop().unwrap();
-    wait_state(&daemon, State::Normal);
+    daemon.wait_state(State::Normal).unwrap();
     assert_eq!(lab.postfix.master_cf().unwrap(), original);
     let reloads = |count| {
         wait_until(&format!("reload {count}"), PATIENCE, || {
@@ -71,7 +56,7 @@ fn does_its_work(lab: &Lab, daemon: Daemon<'_>) {
     reloads(2);
 
     let _attackers = flood(lab);
-    wait_state(&daemon, State::Stressed);
+    daemon.wait_state(State::Stressed).unwrap();
     reloads(3);
     assert_eq!(daemon.terminate().unwrap(), Some(0));
     assert_eq!(lab.postfix.master_cf().unwrap(), original);

@@ -1,8 +1,6 @@
 //! The manifests for Kubernetes: both ways to install make the same objects, which the oldest and the newest version of
 //! Kubernetes take as they are, and their configuration is one that the daemon takes.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail like the test itself")]
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;

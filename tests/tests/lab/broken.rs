@@ -1,17 +1,14 @@
 //! Somebody else breaks master.cf: Postfix would die of the next reload, so there is none from us, and an alarm.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail like the test itself")]
-
 use std::fs;
-use std::time::Duration;
 
 use sentinel_lab::Lab;
-use sentinel_lab::attackers::{Arrival, Attack, Attackers};
+use sentinel_lab::attackers::{Attack, Attackers};
 use sentinel_lab::clock::wait_until;
 use sentinel_lab::sentinel::{Daemon, Sentinel};
 use smtp_sentinel::controller::State;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::PATIENCE;
 
 /// Fields are missing: master dies of it.
 const DEADLY: &[u8] = b"relay unix\n";
@@ -20,19 +17,7 @@ const DEADLY: &[u8] = b"relay unix\n";
 const SECRETLY_DEADLY: &[u8] = b"relay unix - - n - - smtp { -v\n";
 
 fn flood(lab: &Lab) -> Attackers {
-    let attack = Attack::silent(Arrival::Evenly {
-        count: 15,
-        within: Duration::from_secs(3),
-    });
-    lab.attack(attack).unwrap()
-}
-
-fn wait_state(daemon: &Daemon<'_>, state: State) {
-    daemon
-        .wait_service(&format!("smtp/inet to be {state:?}"), PATIENCE, |service| {
-            service.state == state
-        })
-        .unwrap_or_else(|error| panic!("{error:#}"));
+    lab.attack(Attack::flood(15)).unwrap()
 }
 
 fn wait_alarm(sentinel: &Sentinel, words: &str) {
@@ -73,7 +58,7 @@ fn broken_while_we_are_in_charge_it_is_not_reloaded_until_it_is_whole() {
     let daemon = sentinel.start().unwrap();
     wait_valid(&daemon, true);
     let attackers = flood(&lab);
-    wait_state(&daemon, State::Stressed);
+    daemon.wait_state(State::Stressed).unwrap();
     let reloads = lab.postfix.reloads();
 
     append(&lab, DEADLY);
@@ -88,7 +73,7 @@ fn broken_while_we_are_in_charge_it_is_not_reloaded_until_it_is_whole() {
         Ok(lab.postfix.master_cf()? == [&original[..], DEADLY].concat())
     })
     .unwrap();
-    wait_state(&daemon, State::Normal);
+    daemon.wait_state(State::Normal).unwrap();
     assert_eq!(lab.postfix.reloads(), reloads);
 
     fs::write(lab.postfix.master_cf_path(), &original).unwrap();

@@ -1,25 +1,16 @@
 //! What nobody outside may make large: memory by the number of clients, the tick by the number of instances, and /metrics by
 //! either.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail like the test itself")]
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sentinel_lab::clock::wait_until;
 use sentinel_lab::netns::{Namespace, SERVER};
 use sentinel_lab::packets::{self, Crowd, Manners, Packets};
-use sentinel_lab::sentinel::{Daemon, Sentinel, Settings};
+use sentinel_lab::sentinel::{Daemon, Sentinel};
 use sentinel_lab::stand_in::{Accepts, Programs, Role, StandIn};
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn observe() -> Settings {
-    Settings {
-        act: "mode = \"observe\"".to_owned(),
-        ..Settings::default()
-    }
-}
+use crate::{PATIENCE, observe};
 
 fn sum(daemon: &Daemon<'_>, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
     let scrape = daemon.metrics().expect("/metrics answers");
@@ -92,7 +83,7 @@ fn growth(daemon: &Daemon<'_>, before: u64) -> f64 {
 #[test]
 fn more_source_prefixes_than_places_evict_the_oldest_and_take_no_memory() {
     const PLACES: f64 = 32_768.0;
-    let soak = std::env::var_os("SENTINEL_SOAK_SECONDS").is_some();
+    let soak = crate::soak().is_some();
     let clients = if soak { 1_000_000 } else { 49_152 };
     let lab = Exposed::new();
     let sentinel = lab.sentinel();

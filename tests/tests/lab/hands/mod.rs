@@ -1,8 +1,6 @@
 //! Other hands on the file and on Postfix, while the daemon is in any state: their work stays, only our lines go, nobody
 //! fights, what was seen is said, and there are no more reloads than the budget has.
 
-#![expect(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
-
 mod file;
 mod postfix;
 
@@ -12,10 +10,10 @@ use sentinel_lab::Lab;
 use sentinel_lab::attackers::{Attack, Attackers};
 use sentinel_lab::clock::wait_until;
 use sentinel_lab::senders::{Senders, Traffic};
-use sentinel_lab::sentinel::{Daemon, Entry, Sentinel, Settings};
+use sentinel_lab::sentinel::{Daemon, Entry, Sentinel};
 use smtp_sentinel::controller::State;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::{PATIENCE, without_shedding};
 
 /// Long enough for several trips in a row, if the daemon were to put back what somebody took out.
 const A_WHILE: Duration = Duration::from_secs(4);
@@ -29,16 +27,8 @@ fn lab() -> Lab {
     Lab::builder().maxproc(SLOTS).start().unwrap()
 }
 
-/// Without shedding, which has tests of its own: here the attackers are to leave when they want to.
-fn settings() -> Settings {
-    Settings {
-        act: format!("{}\nshed = false", Settings::default().act),
-        ..Settings::default()
-    }
-}
-
 fn install(lab: &Lab) -> Sentinel {
-    Sentinel::install_with(lab, &settings()).unwrap()
+    Sentinel::install_with(lab, &without_shedding()).unwrap()
 }
 
 fn flood(lab: &Lab) -> Attackers {

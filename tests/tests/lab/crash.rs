@@ -2,8 +2,6 @@
 //! the journal, while a trip or a clear is under way. Whatever is left behind, the next start or `restore` ends with the
 //! original bytes, one reload at most more, and a running master.
 
-#![expect(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
-
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -17,7 +15,7 @@ use sentinel_lab::sentinel::{Daemon, Sentinel, Settings};
 use sentinel_lab::{Lab, master_cf};
 use smtp_sentinel::controller::State;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::{PATIENCE, without_shedding};
 
 /// What is watched for the moment to kill.
 #[derive(Debug, Clone, Copy)]
@@ -60,8 +58,7 @@ impl Scene {
         // Clear is just below trip, and the dwells are short: acts follow at once upon the attack and its end.
         let settings = Settings {
             detect: "clear = 0.69\ntrip_dwell = \"200ms\"\ndwell = \"200ms\"".to_owned(),
-            act: format!("{}\nshed = false", Settings::default().act),
-            ..Settings::default()
+            ..without_shedding()
         };
         let sentinel = Sentinel::install_with(&lab, &settings).unwrap();
         Self {

@@ -10,7 +10,7 @@ use sentinel_lab::sentinel::Sentinel;
 use sentinel_lab::{Lab, master_cf};
 use smtp_sentinel::controller::State;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::PATIENCE;
 
 const SERVICES: &str = "\
 smtp      inet  n       -       n       -       1       postscreen

@@ -2,8 +2,6 @@
 //! changed is watched; and who makes things up in a container changes nothing for the others. The containers are built by
 //! hand (mount, pid, uts, ipc and network namespaces, a root of their own), so that no image and no runtime is needed.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail like the test itself")]
-
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -17,9 +15,9 @@ use sentinel_lab::container::{Container, Mount};
 use sentinel_lab::senders::Traffic;
 use sentinel_lab::sentinel::{Daemon, Sentinel, Settings};
 use smtp_sentinel::controller::State;
-use smtp_sentinel::status::{Instance, Service};
+use smtp_sentinel::status::Instance;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::{PATIENCE, smtp};
 
 const SLOTS: u32 = 20;
 
@@ -43,11 +41,7 @@ fn sentinel(base: &Path, containers: &[&Container], more: &str) -> Sentinel {
 
 /// Enough to trip, and not so many that master's own stress mode goes on, with which there is nothing to toggle.
 fn flood(lab: &Lab) -> Attackers {
-    lab.attack(Attack::silent(Arrival::Evenly {
-        count: 15,
-        within: Duration::from_secs(3),
-    }))
-    .unwrap()
+    lab.attack(Attack::flood(15)).unwrap()
 }
 
 fn instance_of(daemon: &Daemon<'_>, container: &Container) -> Option<Instance> {
@@ -67,13 +61,6 @@ fn wait_instance(daemon: &Daemon<'_>, container: &Container, wanted: impl Fn(&In
         Ok(last.clone().filter(&wanted))
     })
     .unwrap_or_else(|error| panic!("{error:#}; last seen as {last:#?}"))
-}
-
-fn smtp(instance: &Instance) -> Option<&Service> {
-    instance
-        .services
-        .iter()
-        .find(|service| service.label() == "smtp/inet")
 }
 
 fn wait_state(daemon: &Daemon<'_>, container: &Container, state: State) {

@@ -1,8 +1,6 @@
-//! Random files, whole and broken, before a random master. `cargo xtask soak` goes on with them for as many seconds as it
-//! says in `SENTINEL_SOAK_SECONDS`.
+//! Random files, whole and broken, before a random master. `cargo xtask soak` goes on with them for as long as it says.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use fastrand::Rng;
 use sentinel_lab::clock;
@@ -10,15 +8,15 @@ use sentinel_lab::judge::Fate;
 use smtp_sentinel::postfix::endpoint::Names;
 use smtp_sentinel::postfix::master_cf::validate_with;
 
-use crate::fate::is_the_kernels;
-use crate::{JUDGES, for_each, names};
+use super::fate::is_the_kernels;
+use super::{JUDGES, for_each, names};
 
 /// Files at a time, and in every run of the tests: a few seconds' worth.
 const FILES: u64 = 160;
 
 #[test]
 fn no_master_dies_of_a_random_file_that_we_let_pass() {
-    let seconds = std::env::var("SENTINEL_SOAK_SECONDS").map_or(0, |text| text.parse().unwrap());
+    let duration = crate::soak().unwrap_or_default();
     let first = fastrand::u64(..);
     println!("seeds from {first}");
     let names = names();
@@ -29,7 +27,7 @@ fn no_master_dies_of_a_random_file_that_we_let_pass() {
             passed.fetch_add(u64::from(live_or_be_refused(seed, &names)), Ordering::Relaxed);
         });
         files += FILES;
-        if start.elapsed() >= Duration::from_secs(seconds) {
+        if start.elapsed() >= duration {
             break;
         }
     }

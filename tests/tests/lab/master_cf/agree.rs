@@ -4,8 +4,8 @@ use sentinel_lab::judge::Judge;
 use smtp_sentinel::postfix::edit;
 use smtp_sentinel::postfix::master_cf::{Entry, Field, MasterCf, Wakeup};
 
-use crate::corpus::odd;
-use crate::{JUDGES, for_each};
+use super::corpus::odd;
+use super::{JUDGES, for_each};
 
 /// The files that Debian ships with the four versions, and the odd ones.
 fn files() -> Vec<(String, Vec<u8>)> {

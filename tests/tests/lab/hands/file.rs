@@ -228,7 +228,7 @@ fn postconf_at_the_same_moment_loses_nothing_and_neither_do_we() {
     let lab = lab();
     let settings = Settings {
         detect: "clear = 0.69\ndwell = \"200ms\"\ntrip_dwell = \"200ms\"".to_owned(),
-        ..settings()
+        ..without_shedding()
     };
     let sentinel = Sentinel::install_with(&lab, &settings).unwrap();
     let daemon = sentinel.start().unwrap();

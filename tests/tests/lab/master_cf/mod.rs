@@ -1,8 +1,6 @@
 //! Our reading of master.cf against Postfix's own, of the machine and of four Debian suites: what postconf(1) sees before
 //! and after our edit, and whether master(8) lives where we say that it does.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail like the test itself")]
-
 mod agree;
 mod corpus;
 mod disabled;

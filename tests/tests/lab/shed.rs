@@ -3,29 +3,17 @@
 use std::time::Duration;
 
 use sentinel_lab::Lab;
-use sentinel_lab::attackers::{Arrival, Attack, Attackers};
+use sentinel_lab::attackers::{Attack, Attackers};
 use sentinel_lab::clock::wait_until;
 use sentinel_lab::senders::{Tally, Traffic};
-use sentinel_lab::sentinel::{Daemon, Sentinel, Settings};
+use sentinel_lab::sentinel::{Daemon, Sentinel};
 use smtp_sentinel::controller::State;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::{PATIENCE, without_shedding};
 
 /// Takes 15 of 20 slots and sits. Not all: at the last one master's own stress mode would come on.
 fn flood(lab: &Lab) -> Attackers {
-    let attack = Attack::silent(Arrival::Evenly {
-        count: 15,
-        within: Duration::from_secs(3),
-    });
-    lab.attack(attack).expect("attackers start")
-}
-
-fn wait_stressed(daemon: &Daemon<'_>) {
-    daemon
-        .wait_service("smtp/inet to be stressed", PATIENCE, |service| {
-            service.state == State::Stressed
-        })
-        .unwrap_or_else(|error| panic!("{error:#}"));
+    lab.attack(Attack::flood(15)).unwrap()
 }
 
 fn closed(daemon: &Daemon<'_>) -> f64 {
@@ -42,7 +30,7 @@ fn who_hung_when_the_trip_came_is_closed_and_mail_flows() {
     let daemon = sentinel.start().unwrap();
     let senders = lab.senders(Traffic::new(2.0)).unwrap();
     let attackers = flood(&lab);
-    wait_stressed(&daemon);
+    daemon.wait_state(State::Stressed).unwrap();
     wait_until("every attacker to be dropped", PATIENCE, || {
         Ok(attackers.toll().dropped == 15)
     })
@@ -79,18 +67,10 @@ fn who_hung_when_the_trip_came_is_closed_and_mail_flows() {
 #[test]
 fn without_shedding_they_keep_their_slots() {
     let lab = Lab::new().unwrap();
-    let act = format!("{}\nshed = false", Settings::default().act);
-    let sentinel = Sentinel::install_with(
-        &lab,
-        &Settings {
-            act,
-            ..Settings::default()
-        },
-    )
-    .unwrap();
+    let sentinel = Sentinel::install_with(&lab, &without_shedding()).unwrap();
     let daemon = sentinel.start().unwrap();
     let attackers = flood(&lab);
-    wait_stressed(&daemon);
+    daemon.wait_state(State::Stressed).unwrap();
     let before = attackers.toll().holding;
     std::thread::sleep(Duration::from_secs(15));
     let after = attackers.toll().holding;
@@ -109,7 +89,7 @@ fn a_client_of_mynetworks_is_never_closed() {
     let sentinel = Sentinel::install(&lab).unwrap();
     let daemon = sentinel.start().unwrap();
     let attackers = flood(&lab);
-    wait_stressed(&daemon);
+    daemon.wait_state(State::Stressed).unwrap();
     std::thread::sleep(Duration::from_secs(13));
     assert_eq!(closed(&daemon), 0.0);
     attackers.stop().unwrap();

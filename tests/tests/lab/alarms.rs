@@ -1,8 +1,6 @@
 //! What looks like an attack and is none: the daemon says what it is, edits nothing, and reloads nothing. And what is one,
 //! but is over, or is in Postfix's own hands already.
 
-#![expect(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
-
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -13,7 +11,7 @@ use sentinel_lab::sentinel::{Daemon, Sentinel, Settings};
 use sentinel_lab::{Lab, master_cf};
 use smtp_sentinel::controller::State;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::PATIENCE;
 
 /// A lab with a daemon that must keep its hands off, and all that it says of smtp/inet meanwhile.
 struct Watch<'a> {

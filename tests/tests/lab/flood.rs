@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use sentinel_lab::attackers::{Arrival, Attack, Attackers};
+use sentinel_lab::attackers::{Attack, Attackers};
 use sentinel_lab::clock::wait_until;
 use sentinel_lab::senders::{Tally, Traffic};
-use sentinel_lab::sentinel::{Daemon, Sentinel, Settings};
+use sentinel_lab::sentinel::Sentinel;
 use sentinel_lab::{Lab, master_cf};
 use smtp_sentinel::controller::State;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::{PATIENCE, observe, without_shedding};
 
 /// Slots of smtp/inet.
 const SLOTS: u32 = 30;
@@ -18,27 +18,7 @@ const SLOTS: u32 = 30;
 /// Takes 22 of 30 slots and sits. That is just above the trip threshold, and leaves enough for the senders on a slow day: at
 /// the last slot but one master's own stress mode comes on, and there is nothing to toggle.
 fn flood(lab: &Lab) -> Attackers {
-    let attack = Attack::silent(Arrival::Evenly {
-        count: 22,
-        within: Duration::from_secs(3),
-    });
-    lab.attack(attack).expect("attackers start")
-}
-
-fn wait_state(daemon: &Daemon<'_>, state: State) {
-    daemon
-        .wait_service(&format!("smtp/inet to be {state:?}"), PATIENCE, |service| {
-            service.state == state
-        })
-        .unwrap_or_else(|error| panic!("{error:#}"));
-}
-
-fn wait_verdict(daemon: &Daemon<'_>, kind: &str) {
-    daemon
-        .wait_service(&format!("the verdict {kind}"), PATIENCE, |service| {
-            service.verdict.kind == kind
-        })
-        .unwrap_or_else(|error| panic!("{error:#}"));
+    lab.attack(Attack::flood(22)).unwrap()
 }
 
 /// The lines that `new` has beyond those of `old`; `None` when a line of `old` is changed, moved or gone.
@@ -65,20 +45,11 @@ fn a_flood_trips_and_its_end_gives_every_byte_back() {
         .start()
         .unwrap();
     let original = lab.postfix.master_cf().unwrap();
-    // Shedding has tests of its own; here the attackers are to leave when they want to.
-    let act = format!("{}\nshed = false", Settings::default().act);
-    let sentinel = Sentinel::install_with(
-        &lab,
-        &Settings {
-            act,
-            ..Settings::default()
-        },
-    )
-    .unwrap();
+    let sentinel = Sentinel::install_with(&lab, &without_shedding()).unwrap();
     let daemon = sentinel.start().unwrap();
     let senders = lab.senders(Traffic::new(2.0)).unwrap();
     wait_until("mail to flow", PATIENCE, || Ok(senders.so_far().len() >= 5)).unwrap();
-    wait_state(&daemon, State::Normal);
+    daemon.wait_state(State::Normal).unwrap();
     assert_eq!(
         lab.postfix.master_cf().unwrap(),
         original,
@@ -86,7 +57,7 @@ fn a_flood_trips_and_its_end_gives_every_byte_back() {
     );
 
     let attackers = flood(&lab);
-    wait_state(&daemon, State::Stressed);
+    daemon.wait_state(State::Stressed).unwrap();
     let edited = lab.postfix.master_cf().unwrap();
     let added = added_lines(&original, &edited).expect("every line of the administrator is still there");
     assert_eq!(
@@ -119,7 +90,7 @@ fn a_flood_trips_and_its_end_gives_every_byte_back() {
     let toll = attackers.toll();
     assert!(toll.holding >= 10, "{toll:?}");
     attackers.stop().unwrap();
-    wait_state(&daemon, State::Normal);
+    daemon.wait_state(State::Normal).unwrap();
     assert_eq!(lab.postfix.master_cf().unwrap(), original);
     wait_until("the second reload", PATIENCE, || Ok(lab.postfix.reloads() == 2)).unwrap();
     lab.postfix
@@ -178,7 +149,7 @@ fn sigterm_gives_back_what_is_ours() {
     let sentinel = Sentinel::install(&lab).unwrap();
     let daemon = sentinel.start().unwrap();
     let _attackers = flood(&lab);
-    wait_state(&daemon, State::Stressed);
+    daemon.wait_state(State::Stressed).unwrap();
     assert_eq!(daemon.terminate().unwrap(), Some(0), "{}", sentinel.log());
     assert_eq!(lab.postfix.master_cf().unwrap(), original);
     wait_until("the second reload", PATIENCE, || Ok(lab.postfix.reloads() == 2)).unwrap();
@@ -201,7 +172,7 @@ fn restore_undoes_what_a_killed_daemon_left() {
     let sentinel = Sentinel::install(&lab).unwrap();
     let daemon = sentinel.start().unwrap();
     let _attackers = flood(&lab);
-    wait_state(&daemon, State::Stressed);
+    daemon.wait_state(State::Stressed).unwrap();
     daemon.kill().unwrap();
     assert_ne!(lab.postfix.master_cf().unwrap(), original);
 
@@ -223,7 +194,7 @@ fn the_next_start_undoes_what_a_killed_daemon_left() {
     let sentinel = Sentinel::install(&lab).unwrap();
     let daemon = sentinel.start().unwrap();
     let attackers = flood(&lab);
-    wait_state(&daemon, State::Stressed);
+    daemon.wait_state(State::Stressed).unwrap();
     daemon.kill().unwrap();
     assert_ne!(lab.postfix.master_cf().unwrap(), original);
     attackers.stop().unwrap();
@@ -234,7 +205,7 @@ fn the_next_start_undoes_what_a_killed_daemon_left() {
         Ok(lab.postfix.master_cf()? == original)
     })
     .unwrap();
-    wait_state(&daemon, State::Normal);
+    daemon.wait_state(State::Normal).unwrap();
     wait_until("the second reload", PATIENCE, || Ok(lab.postfix.reloads() == 2)).unwrap();
     assert_eq!(daemon.terminate().unwrap(), Some(0));
     assert_eq!(lab.postfix.master_cf().unwrap(), original);
@@ -255,16 +226,12 @@ fn a_stress_of_the_administrators_own_is_law() {
 fn observing_decides_and_touches_nothing() {
     let lab = Lab::builder().maxproc(SLOTS).start().unwrap();
     let original = lab.postfix.master_cf().unwrap();
-    let settings = Settings {
-        act: "mode = \"observe\"".to_owned(),
-        ..Settings::default()
-    };
-    let sentinel = Sentinel::install_with(&lab, &settings).unwrap();
+    let sentinel = Sentinel::install_with(&lab, &observe()).unwrap();
     let daemon = sentinel.start().unwrap();
     let attackers = flood(&lab);
-    wait_verdict(&daemon, "hogged");
+    daemon.wait_verdict("hogged").unwrap();
     attackers.stop().unwrap();
-    wait_verdict(&daemon, "calm");
+    daemon.wait_verdict("calm").unwrap();
     assert_eq!(lab.postfix.master_cf().unwrap(), original);
     assert_eq!(lab.postfix.reloads(), 0);
 }
@@ -290,7 +257,7 @@ fn assert_untouched_in_a_flood(lab: &Lab, word: &str) {
     let sentinel = Sentinel::install(lab).expect("the sentinel is built");
     let daemon = sentinel.start().expect("it starts");
     let _attackers = flood(lab);
-    wait_verdict(&daemon, "hogged");
+    daemon.wait_verdict("hogged").unwrap();
     let service = daemon
         .find_service("smtp/inet")
         .expect("status answers")
