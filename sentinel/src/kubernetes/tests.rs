@@ -64,7 +64,7 @@ fn pod(n: u32, mode: Option<&str>) -> Value {
 fn ask(kubernetes: &Kubernetes, n: u32) -> Answer {
     let place = Place {
         uid: PodUid::parse(&uid(n)).unwrap(),
-        container: ContainerId::parse(&format!("{n:064x}")).unwrap(),
+        container: ContainerId::parse(&format!("{n:064x}")),
     };
     kubernetes.ask(&place, clock::now().mono)
 }

@@ -394,7 +394,7 @@ impl Suspect {
             .map_err(io::Error::from)
             .and_then(|root| {
                 let (name, group) = (dwelling.name(mounts), dwelling.group.clone());
-                Container::new(root, name, group, dwelling.pod_uid.clone(), mounts)
+                Container::new(root, name, group, dwelling.pod.uid().map(str::to_owned), mounts)
             })
             .map_err(|error| format!("the root of its container cannot be opened: {error}"))
     }
