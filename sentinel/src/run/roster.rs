@@ -27,6 +27,11 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 const RESTART_WITHIN: Duration = Duration::from_secs(10);
 
 /// The instances that are watched.
+/// Between two attempts to rid a Postfix of our lines, beside those that an act of ours has. Each that fails is in history.
+const TRY_AGAIN: Duration = Duration::from_secs(600);
+
+const SWITCHED_OFF: &str = "the mode of its pod is off";
+
 #[derive(Default)]
 pub(super) struct Roster {
     pub(super) instances: Vec<Instance>,
@@ -128,10 +133,13 @@ impl Roster {
                     true
                 }
                 PodMode::Off => {
-                    let why = "the mode of its pod is off";
-                    tracing::info!(instance = %instance.id, "no longer watched: {why}");
-                    let_go(instance, hands, why, now);
-                    false
+                    stand_down(instance, hands, now);
+                    let over = is_rid(instance, hands, now);
+                    if over {
+                        tracing::info!(instance = %instance.id, "no longer watched: {SWITCHED_OFF}");
+                        hands.release(&instance.master.home());
+                    }
+                    !over
                 }
             });
     }
@@ -198,15 +206,16 @@ fn let_go(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
     hands.release(&instance.master.home());
 }
 
-/// Takes everything of ours out of the files of this instance.
-fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
+/// Takes everything of ours out of the files of this instance. `false` where something may be left.
+fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) -> bool {
+    let mut complete = true;
     let ours = |service: &Service| service.has_ours() || service.lines_in_file;
     let home = instance.master.home();
     let any = instance.services.iter().any(ours) || hands.owes(&home);
     if any && hands.mode() == Mode::Enforce {
         match gone_container(&home, instance.alive()) {
             Some(container) => hands.abandon(container, &home, now),
-            None => drop(hands.give_back(&home, now)),
+            None => complete = hands.give_back(&home, now).complete(),
         }
     }
     for service in instance.services.iter_mut().filter(|service| service.in_force()) {
@@ -218,6 +227,29 @@ fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
         hands.transition(&instance.id, &service.watched.id, change, now);
     }
 }
+/// Whether nothing of ours is left in the files of an instance whose pod was switched off; what no act of this run stands for
+/// is given back on the way. Until then it is held, since nobody else would take it out.
+fn is_rid(instance: &mut Instance, hands: &mut Hands, now: Now) -> bool {
+    let busy = |service: &Service| service.has_ours() || !service.at_leisure(now.mono);
+    let recent = |at: Instant| now.mono.saturating_duration_since(at) < TRY_AGAIN;
+    if instance.alive() && instance.services.iter().any(busy) || instance.rid_at.is_some_and(recent) {
+        return false;
+    }
+    // Lines that the journal does not know of may be another sentinel's.
+    if !give_back(instance, hands, SWITCHED_OFF, now) && hands.owes(&instance.master.home()) {
+        instance.rid_at = Some(now.mono);
+        return false;
+    }
+    for last in instance
+        .services
+        .iter_mut()
+        .filter_map(|one| one.under_way.take())
+    {
+        hands.confirmed(&last, "the master lives, and is watched no longer");
+    }
+    true
+}
+
 
 /// The container of an instance, if nothing runs in it any more. What is left of its files is a file system that another
 /// start of it may be using by now, and we write nothing there.
@@ -225,3 +257,4 @@ pub(super) fn gone_container(home: &Home, alive: bool) -> Option<&Container> {
     let container = home.root.container()?;
     (!alive && !discovery::inhabited(container.mount_namespace)).then_some(container)
 }
+    complete
