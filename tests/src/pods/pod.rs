@@ -61,7 +61,18 @@ impl<'a> Pod<'a> {
         let command: Vec<&str> = script
             .as_deref()
             .map_or(Vec::new(), |script| vec!["sh", "-c", script]);
-        let pid = node.start_postfix(name, &options, &command)?;
+        Self::of(node, name, node.start_postfix(name, &options, &command)?)
+    }
+
+    /// The same, in the cgroup that the kubelet makes for the pod of this uid.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in_pod(node: &'a Node, name: &str, uid: &str) -> Result<Self> {
+        Self::of(node, name, node.start_in_pod(name, uid, images::POSTFIX)?)
+    }
+
+    fn of(node: &'a Node, name: &str, pid: u32) -> Result<Self> {
         let pod = Self {
             clients: Namespace::new()?,
             server: node.network_of(pid)?,
@@ -83,10 +94,15 @@ impl<'a> Pod<'a> {
     /// # Errors
     /// It is gone.
     pub fn short_id(&self) -> Result<String> {
-        let id = self
-            .node
-            .podman(&["inspect", "--format", "{{.Id}}", &self.name])?;
-        Ok(id.chars().take(12).collect())
+        Ok(self.id()?.chars().take(12).collect())
+    }
+
+    /// The whole of it.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn id(&self) -> Result<String> {
+        self.node.id(&self.name)
     }
 
     /// A file as the container has it.
