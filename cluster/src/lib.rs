@@ -109,13 +109,13 @@ type Body = http_body_util::combinators::BoxBody<Bytes, io::Error>;
 impl ApiServer {
     /// Listens on loopback.
     pub fn start() -> Self {
-        let mut server = Self::new();
+        let mut server = Self::closed();
         server.listen(net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
         server
     }
 
     /// One that nobody reaches yet, whose certificate is for 127.0.0.1.
-    pub fn new() -> Self {
+    pub fn closed() -> Self {
         let account = tempfile::tempdir().unwrap();
         let key = rcgen::generate_simple_self_signed([Ipv4Addr::LOCALHOST.to_string()]).unwrap();
         fs::write(account.path().join("token"), TOKEN).unwrap();

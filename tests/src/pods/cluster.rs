@@ -32,7 +32,7 @@ impl Cluster {
     /// # Errors
     /// The directory of the node cannot be written.
     pub fn new(node: &Node) -> Result<Self> {
-        let server = ApiServer::new();
+        let server = ApiServer::closed();
         let account = node.directory().join("account");
         // A projected volume is laid out as a ConfigMap is.
         let version = account.join("..2026_01_01");
