@@ -178,8 +178,18 @@ fn what_a_pod_s_annotation_says_is_done_and_told_by_the_pod_s_name() {
     scene.cluster.open(&scene.sentinel).unwrap();
     scene.wait_api(KubernetesState::Ok);
 
-    // Off in the midst: it is held until what is ours is out of its file.
+    // Off in the midst, while its file cannot be replaced: it is held until what is ours is out.
+    scene.pod.cover_master_cf().unwrap();
     scene.annotate(Some("off"));
+    scene.until("an attempt to fail", || {
+        let history = scene.sentinel.history().unwrap();
+        history
+            .iter()
+            .any(|entry| entry.outcome.as_deref() == Some("failed"))
+    });
+    scene.wait_mode("off", "annotation");
+    scene.wait_state(State::Stressed);
+    scene.pod.uncover_master_cf().unwrap();
     scene.wait_given_back(4);
     scene.until("it to be watched no longer", || {
         let instances = scene.sentinel.status().unwrap().instances;

@@ -245,6 +245,22 @@ impl Node {
         Ok(pid)
     }
 
+    /// Runs a program of a container's own in its mount namespace.
+    pub(super) fn run_in(&self, pid: u32, words: &[&str]) -> Result<()> {
+        let mut command = self.enter("nsenter");
+        command
+            .args(["--target", &pid.to_string(), "--mount"])
+            .args(words);
+        let output = command.output()?;
+        ensure!(
+            output.status.success(),
+            "{}: {}",
+            words.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(())
+    }
+
     /// What a container said, on both its outputs.
     pub fn logs(&self, name: &str) -> String {
         match self.output(&["logs", name]) {

@@ -17,6 +17,8 @@ use crate::senders::{Senders, Traffic};
 
 pub use super::images::SLOTS;
 
+const MASTER_CF: &str = "/etc/postfix/master.cf";
+
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How people run Postfix in a container.
@@ -116,13 +118,30 @@ impl<'a> Pod<'a> {
     /// # Errors
     /// It is not there, even for a moment.
     pub fn master_cf(&self) -> Result<Vec<u8>> {
-        let path = self.path("/etc/postfix/master.cf");
+        let path = self.path(MASTER_CF);
         // The kernel would follow an absolute link from our own root.
         let path = match fs::read_link(&path) {
             Ok(target) if target.is_absolute() => self.path(&target.to_string_lossy()),
             _ => path,
         };
         fs::read(path).context("reading a pod's master.cf")
+    }
+
+    /// Mounts master.cf over itself: as long as it is covered so, nobody can put another file in its place.
+    ///
+    /// # Errors
+    /// The container has no mount(8), or may not.
+    pub fn cover_master_cf(&self) -> Result<()> {
+        self.node
+            .run_in(self.pid, &["mount", "--bind", MASTER_CF, MASTER_CF])
+    }
+
+    /// Takes that mount away.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn uncover_master_cf(&self) -> Result<()> {
+        self.node.run_in(self.pid, &["umount", MASTER_CF])
     }
 
     /// The mail log so far.
