@@ -78,7 +78,7 @@ impl Dwelling {
                 .and_then(|at| owner(parts[at]))
                 .unwrap_or_else(|| parts[..parts.len().min(2)].join("/")),
             id: parts.iter().rev().find_map(|part| container_id(part)).map(short),
-            pod: pod(&parts, owned),
+            pod: pod(path, &parts, owned),
         }
     }
 
@@ -124,19 +124,24 @@ fn parts(path: &str) -> impl Iterator<Item = &str> {
         .filter(|part| !matches!(*part, "" | "." | ".."))
 }
 
-/// In whose hands everything below this part is: those of a container, or of a user (systemd's Delegate=).
+/// In whose hands everything below this part is: those of a container, of one that systemd-machined(8) has registered, or of a
+/// user (systemd's Delegate=).
 fn owner(part: &str) -> Option<String> {
+    let of_machine = part.starts_with("machine-") && part.ends_with(".scope");
+    let of_user = part.starts_with("user-") && part.ends_with(".slice");
     match container_id(part) {
         Some(id) => Some(short(id)),
-        None if part.starts_with("user-") && part.ends_with(".slice") => Some(part.to_owned()),
-        None => None,
+        None => (of_machine || of_user).then(|| part.to_owned()),
     }
 }
 
 /// `owned` is where the first of `parts` is that has an owner: what is below it names no pod.
-fn pod(parts: &[&str], owned: Option<usize>) -> Pod {
+fn pod(path: &str, parts: &[&str], owned: Option<usize>) -> Pod {
     let above = &parts[..owned.unwrap_or(parts.len())];
-    if let Some(uid) = above.iter().find_map(|part| pod_uid(part)) {
+    // In a cgroup namespace of our own the kubelet's name may be among those that are hidden.
+    let of_kubelet = path.starts_with("/..") || above.iter().any(|part| is_of_kubelet(part));
+    let uid = above.iter().find_map(|part| pod_uid(part));
+    if let Some(uid) = uid.filter(|_| of_kubelet) {
         let container = owned.and_then(|at| container_id(parts[at]));
         return Pod::Told {
             uid,
@@ -272,6 +277,7 @@ mod tests {
                 "system.slice/a.service/mnt-77",
             ),
             (format!("/system.slice/podman-{ID}.scope"), "3f2a9c1b4d5e"),
+            (format!("/system.slice/a.service/pod{POD}/{ID}"), "3f2a9c1b4d5e"),
         ] {
             let dwelling = of(&path);
             assert_eq!(
@@ -336,6 +342,7 @@ mod tests {
         for outside in [
             format!("/docker/{ID}/kubepods/pod{POD}/{OTHER}"),
             format!("/docker/{ID}/pod{POD}/{OTHER}"),
+            format!("/machine.slice/machine-box.scope/payload/kubepods/pod{POD}/{OTHER}"),
             format!("/user.slice/user-1000.slice/pod{POD}/{OTHER}"),
         ] {
             assert_eq!(of(&outside).pod.uid(), None, "{outside}");
