@@ -23,7 +23,18 @@ pub struct Report {
     /// Null where the cluster is not asked.
     #[serde(default)]
     pub kubernetes: Option<Kubernetes>,
+    /// Null where there is none.
+    #[serde(default)]
+    pub unseen: Option<Unseen>,
     pub instances: Vec<Instance>,
+}
+
+/// Processes that may be a Postfix, and that could not be looked into for want of a privilege.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unseen {
+    pub count: u32,
+    /// What was not permitted, of the first.
+    pub reason: String,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -338,6 +349,7 @@ pub(crate) mod tests {
                     failed: 1,
                 },
             }),
+            unseen: None,
             probes: vec![
                 Probe {
                     name: "accept_queue".to_owned(),

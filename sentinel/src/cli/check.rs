@@ -14,6 +14,10 @@ use super::plain::printable;
 use super::{Code, ConfigFile, Failure, print, print_json};
 use crate::config::{ActMode, Config};
 
+/// What lets us look into processes that were closed to us.
+pub(super) const TO_BE_SEEN: &str =
+    "as root it takes CAP_SYS_PTRACE, and CAP_DAC_OVERRIDE where Postfix is of a user namespace";
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
+use super::check::TO_BE_SEEN;
 use super::plain::{bar, printable, table};
 use super::{Code, ConfigFile, Failure, print};
 use crate::control;
 use crate::controller::State;
-use crate::status::{Instance, Kubernetes, KubernetesState, Mode, ProbeState, Report, Service};
+use crate::status::{Instance, Kubernetes, KubernetesState, Mode, ProbeState, Report, Service, Unseen};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -54,6 +55,14 @@ fn text(report: &Report) -> String {
         for service in &instance.services {
             of_service(&mut out, service);
         }
+    }
+    if let Some(Unseen { count, reason }) = &report.unseen {
+        let _ = writeln!(
+            out,
+            "\nnot looked into, and may be Postfix: {count} processes called master; {}\n  -> {}",
+            printable(reason),
+            TO_BE_SEEN
+        );
     }
     if !report.capabilities.is_empty() {
         let _ = writeln!(
@@ -300,6 +309,23 @@ probes: 1 of 2 not ok
         let text = text(&report());
         assert!(!text.contains('\u{1b}') && !text.contains('\r'));
         assert!(text.contains("b\\c\"\\n\\u{1b}[31md"), "{text}");
+    }
+
+    #[test]
+    fn what_could_not_be_looked_into_is_said_with_what_it_takes() {
+        let report = Report {
+            unseen: Some(Unseen {
+                count: 2,
+                reason: "/proc/7/environ: Permission\u{1b} denied".to_owned(),
+            }),
+            ..Report::default()
+        };
+        let text = text(&report);
+        assert!(text.contains("2 processes called master"), "{text}");
+        assert!(
+            text.contains("\\u{1b} denied\n  -> as root it takes CAP_SYS_PTRACE"),
+            "{text}"
+        );
     }
 
     #[test]

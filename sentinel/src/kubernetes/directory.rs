@@ -106,9 +106,10 @@ impl Directory {
     /// the container decides where the uid is not known.
     fn find(&self, place: &Place) -> Option<&Arc<Pod>> {
         self.pods.get(&place.uid).or_else(|| {
+            let container = place.container.as_ref()?;
             self.pods
                 .values()
-                .find(|pod| pod.containers.contains_key(&place.container))
+                .find(|pod| pod.containers.contains_key(container))
         })
     }
 }
@@ -160,6 +161,18 @@ impl fmt::Display for PodName {
         match &self.container {
             Some(container) => write!(f, "/{container}"),
             None => Ok(()),
+        }
+    }
+}
+
+impl Answer {
+    /// For a container that is a kubelet's, and of which no pod is told: no annotation and no API can speak for it, and what is
+    /// not known is not acted on.
+    pub fn untold(policy: &config::Kubernetes) -> Self {
+        Self {
+            named: None,
+            mode: policy.default_mode.min(PodMode::Observe),
+            why: "its cgroup is of a kubelet and names no pod in a layout that is known".into(),
         }
     }
 }
@@ -216,7 +229,10 @@ impl Snapshot {
                 uid: place.uid.clone(),
                 namespace: pod.namespace.clone(),
                 pod: pod.name.clone(),
-                container: pod.containers.get(&place.container).cloned(),
+                container: place
+                    .container
+                    .as_ref()
+                    .and_then(|container| pod.containers.get(container).cloned()),
             }),
             mode,
             why,

@@ -17,7 +17,7 @@ fn container(n: usize) -> ContainerId {
 fn place(pod: usize, of: usize) -> Place {
     Place {
         uid: uid(pod),
-        container: container(of),
+        container: Some(container(of)),
     }
 }
 

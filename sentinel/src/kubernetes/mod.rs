@@ -139,6 +139,11 @@ impl Kubernetes {
         self.shared.snapshot().ask(place, &self.policy, now)
     }
 
+    /// What may be done with the Postfix in a container of a kubelet's whose pod is not told.
+    pub fn untold(&self) -> Answer {
+        Answer::untold(&self.policy)
+    }
+
     /// Leaves word for the pod's owner. Never waits, and never fails: what cannot be told is counted.
     pub fn tell(&self, notice: Notice) {
         let Some(notices) = self.notices.as_ref().filter(|_| self.policy.events) else {

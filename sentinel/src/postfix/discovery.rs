@@ -61,6 +61,16 @@ pub struct Survey {
     /// By pid.
     pub masters: Vec<Master>,
     pub ignored: Vec<Ignored>,
+    pub unseen: Unseen,
+}
+
+/// What is called master and could not be looked into for want of a privilege. A number, since anybody can start thousands of
+/// them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unseen {
+    pub count: usize,
+    /// Of the first; empty when there is none.
+    pub reason: String,
 }
 
 /// A process that is called master and is none that we watch.
@@ -161,7 +171,15 @@ fn survey_at(proc: &Path, scope: &Scope) -> io::Result<Survey> {
         match look.examine(pid) {
             Ok(Some(master)) => survey.masters.push(master),
             Ok(None) => {}
-            Err(reason) => survey.ignored.push(Ignored { pid, reason }),
+            Err(Refusal::Elsewhere(reason) | Refusal::Other(reason)) => {
+                survey.ignored.push(Ignored { pid, reason });
+            }
+            Err(Refusal::Denied(reason)) => {
+                if survey.unseen.count == 0 {
+                    survey.unseen.reason = reason;
+                }
+                survey.unseen.count += 1;
+            }
         }
     }
     Ok(survey)
@@ -195,7 +213,19 @@ struct Suspect {
 enum Refusal {
     /// Paths do not mean the same to it.
     Elsewhere(String),
+    /// We may not look.
+    Denied(String),
     Other(String),
+}
+
+impl Refusal {
+    fn of(what: &dyn std::fmt::Display, error: &io::Error) -> Self {
+        let reason = format!("{what}: {error}");
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => Self::Denied(reason),
+            _ => Self::Other(reason),
+        }
+    }
 }
 
 impl From<String> for Refusal {
@@ -206,7 +236,7 @@ impl From<String> for Refusal {
 
 impl Look<'_> {
     /// `None` for a process that is no Postfix master, or has gone in the meantime.
-    fn examine(&mut self, pid: i32) -> Result<Option<Master>, String> {
+    fn examine(&mut self, pid: i32) -> Result<Option<Master>, Refusal> {
         let Some(suspect) = self.suspect(pid)? else {
             return Ok(None);
         };
@@ -219,13 +249,12 @@ impl Look<'_> {
             self.at_home(&suspect, apart)
         };
         match found {
-            Ok(master) => Ok(master),
             Err(Refusal::Elsewhere(_)) if self.scope.containers => self.in_container(&suspect),
-            Err(Refusal::Elsewhere(reason) | Refusal::Other(reason)) => Err(reason),
+            found => found,
         }
     }
 
-    fn suspect(&self, pid: i32) -> Result<Option<Suspect>, String> {
+    fn suspect(&self, pid: i32) -> Result<Option<Suspect>, Refusal> {
         let dir = self.proc.join(pid.to_string());
         if !fs::read(dir.join("comm")).is_ok_and(|comm| comm == b"master\n") {
             return Ok(None);
@@ -236,7 +265,10 @@ impl Look<'_> {
         let exe = match fs::read_link(dir.join("exe")) {
             Ok(exe) => exe,
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                return Err("its executable may not be looked at; run as root with CAP_SYS_PTRACE".into());
+                return Err(Refusal::of(
+                    &format_args!("the executable of process {pid}"),
+                    &error,
+                ));
             }
             Err(_) => return Ok(None),
         };
@@ -289,10 +321,12 @@ impl Look<'_> {
     }
 
     /// A master in a container. The cheap questions come first: there may be very many of it.
-    fn in_container(&mut self, suspect: &Suspect) -> Result<Option<Master>, String> {
+    fn in_container(&mut self, suspect: &Suspect) -> Result<Option<Master>, Refusal> {
         let cgroups = String::from_utf8_lossy(&suspect.read("cgroup")?).into_owned();
         if !cgroup::within(&cgroups, &self.scope.cgroups) {
-            return Err("its container is not among [discovery] cgroups".into());
+            return Err(Refusal::Other(
+                "its container is not among [discovery] cgroups".into(),
+            ));
         }
         let dwelling = Dwelling::of(&cgroups);
         let looked_at = self.looked_at.entry(dwelling.group.clone()).or_insert(0);
@@ -306,7 +340,9 @@ impl Look<'_> {
             return Ok(None);
         }
         if suspect.real_uid() != suspect.root_of_its_users() {
-            return Err("it does not run as root of its container, so it is not Postfix's master".into());
+            return Err(Refusal::Other(
+                "it does not run as root of its container, so it is not Postfix's master".into(),
+            ));
         }
         let config_dir = config_dir(&cmdline, &suspect.read("environ")?)?;
         let root = Root::Container(Arc::new(suspect.container(&dwelling)?));
@@ -319,12 +355,13 @@ impl Look<'_> {
             let below = path.strip_prefix(&outside).unwrap_or(path);
             Path::new("/").join(below)
         };
-        let regular = |path: &Path| {
-            root.stat(path)
-                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
-        };
-        if !regular(&inside(&daemon_dir).join("smtpd")) {
-            return Ok(None);
+        let smtpd = inside(&daemon_dir).join("smtpd");
+        match root.stat(&smtpd) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(Refusal::of(&smtpd.display(), &error));
+            }
+            Ok(_) | Err(_) => return Ok(None),
         }
         Ok(self.unchanged(Master {
             pid: suspect.pid,
@@ -357,22 +394,23 @@ impl Look<'_> {
 }
 
 impl Suspect {
-    fn read(&self, name: &str) -> Result<Vec<u8>, String> {
+    fn read(&self, name: &str) -> Result<Vec<u8>, Refusal> {
         let path = self.dir.join(name);
         let mut bytes = Vec::new();
         File::open(&path)
             .and_then(|file| file.take(ARGUMENTS_LIMIT).read_to_end(&mut bytes))
-            .map_err(|error| format!("{}: {error}", path.display()))?;
+            .map_err(|error| Refusal::of(&path.display(), &error))?;
         Ok(bytes)
     }
 
-    fn link(&self, name: &str) -> Result<PathBuf, String> {
-        fs::read_link(self.dir.join(name)).map_err(|error| format!("/proc/{}/{name}: {error}", self.pid))
+    fn link(&self, name: &str) -> Result<PathBuf, Refusal> {
+        fs::read_link(self.dir.join(name))
+            .map_err(|error| Refusal::of(&format_args!("/proc/{}/{name}", self.pid), &error))
     }
 
-    fn netns(&self) -> Result<u32, String> {
+    fn netns(&self) -> Result<u32, Refusal> {
         namespace_inode(&self.link("ns/net")?)
-            .ok_or_else(|| format!("/proc/{}/ns/net is no namespace", self.pid))
+            .ok_or_else(|| Refusal::Other(format!("/proc/{}/ns/net is no namespace", self.pid)))
     }
 
     fn real_uid(&self) -> Option<u32> {
@@ -384,7 +422,7 @@ impl Suspect {
         root_in(&fs::read_to_string(self.dir.join("uid_map")).ok()?)
     }
 
-    fn container(&self, dwelling: &Dwelling) -> Result<Container, String> {
+    fn container(&self, dwelling: &Dwelling) -> Result<Container, Refusal> {
         let mounts = self.mounts.as_deref().and_then(namespace_inode);
         let mounts = mounts
             .ok_or_else(|| format!("/proc/{}/ns/mnt is no namespace", self.pid))?
@@ -394,9 +432,9 @@ impl Suspect {
             .map_err(io::Error::from)
             .and_then(|root| {
                 let (name, group) = (dwelling.name(mounts), dwelling.group.clone());
-                Container::new(root, name, group, dwelling.pod_uid.clone(), mounts)
+                Container::new(root, name, group, dwelling.pod.uid().map(str::to_owned), mounts)
             })
-            .map_err(|error| format!("the root of its container cannot be opened: {error}"))
+            .map_err(|error| Refusal::of(&format_args!("/proc/{}/root", self.pid), &error))
     }
 }
 

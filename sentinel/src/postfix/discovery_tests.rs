@@ -63,6 +63,28 @@ fn relink(target: &Path, link: PathBuf) {
     symlink(target, link).unwrap();
 }
 
+/// A file that nobody may read, root neither (kernel/sysctl: it can only be written).
+const CLOSED: &str = "/proc/sys/vm/compact_memory";
+
+#[test]
+fn what_we_may_not_look_into_is_counted_and_told_once() {
+    let tree = Tree::new();
+    tree.process(10, 1, 10, |_| {});
+    let survey = tree.survey(&[]);
+    assert_eq!((survey.masters.len(), survey.unseen), (1, Unseen::default()));
+    for pid in 11..14 {
+        tree.process(pid, 1, pid, |dir| relink(Path::new(CLOSED), dir.join("environ")));
+    }
+    let survey = tree.survey(&[]);
+    assert_eq!((survey.masters.len(), survey.ignored.len()), (1, 0));
+    assert_eq!(survey.unseen.count, 3);
+    let reason = survey.unseen.reason;
+    assert!(
+        reason.contains("11/environ") && reason.contains("denied"),
+        "{reason}"
+    );
+}
+
 #[test]
 fn a_master_is_found_with_all_its_places() {
     let tree = Tree::new();

@@ -87,7 +87,7 @@ impl Engine {
     pub(super) fn begin(&mut self, now: Now) {
         if self.hands.mode() != Mode::DryRun {
             let configured = self.config.discovery.config_dirs.iter().map(Home::own);
-            let running = roster::running(&self.config);
+            let running = roster::running(&self.config).masters;
             let homes: Vec<Home> = configured.chain(running.iter().map(Master::home)).collect();
             self.hands.restore(&homes, now);
         }
@@ -193,6 +193,7 @@ impl Engine {
             capabilities: self.capabilities.clone(),
             probes: self.probes.health().to_vec(),
             kubernetes: self.hands.pods().report(now.mono),
+            unseen: self.roster.unseen(),
             instances: instances.collect(),
         };
         self.board.publish(report, now.mono);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::pods::{Pods, place_of};
+use super::pods::{Pods, pod_of};
 use super::shedding::Tally;
 use crate::actuator::{
     ActError, Action, Actuator, CheckError, DryRun, Found, HistoryEntry, InFlight, Intent, Kind, Outcome,
@@ -91,8 +91,7 @@ impl Hands {
         if !self.pods.asks() {
             return PodMode::Enforce;
         }
-        let place = place_of(master);
-        let mode = self.pods.ask(instance, place.as_ref(), now.mono);
+        let mode = self.pods.ask(instance, &pod_of(master), now.mono);
         self.actuator.call(instance, self.pods.name(instance));
         mode
     }

@@ -79,6 +79,8 @@ pub(super) struct Instance {
     /// Number of smtpd processes, and start time of the newest.
     newest: (usize, u64),
     gone_since: Option<Instant>,
+    /// When it was last tried in vain to take what is ours out of its files, for its pod was switched off.
+    pub(super) rid_at: Option<Instant>,
     /// As of the last tick.
     smtpd: Reading<Vec<Smtpd>>,
 }
@@ -139,6 +141,7 @@ impl Instance {
             close: false,
             newest: (0, 0),
             gone_since: None,
+            rid_at: None,
             smtpd: Reading::unavailable("the processes have not been counted yet"),
             master,
         }

@@ -9,14 +9,17 @@ use crate::clock::Now;
 use crate::config::PodMode;
 use crate::controller::{State, Transition};
 use crate::kubernetes::{Answer, Kind, Kubernetes, Notice, Place};
+use crate::postfix::cgroup::{Dwelling, Pod};
 use crate::postfix::{Master, ServiceId, discovery};
 use crate::status;
 
-/// Where in the cluster a master is; `None` for one that is in no pod, and for one that is no more.
-pub(super) fn place_of(master: &Master) -> Option<Place> {
-    let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", master.pid)).ok()?;
-    // The text was of this very master, and not of the next process by that number.
-    Place::of(&cgroup).filter(|_| discovery::alive(master))
+/// The pod that a master is in; [`Pod::None`] also for one that is no more.
+pub(super) fn pod_of(master: &Master) -> Pod {
+    match fs::read_to_string(format!("/proc/{}/cgroup", master.pid)) {
+        // The text was of this very master, and not of the next process by that number.
+        Ok(cgroup) if discovery::alive(master) => Dwelling::of(&cgroup).pod,
+        Ok(_) | Err(_) => Pod::None,
+    }
 }
 
 /// The answers, by instance.
@@ -40,11 +43,14 @@ impl Pods {
     }
 
     /// Asks anew about an instance, and returns what may be done with it. One that is in no pod is nobody's business here.
-    pub(super) fn ask(&mut self, instance: &str, place: Option<&Place>, now: Instant) -> PodMode {
-        let (Some(cluster), Some(place)) = (&self.cluster, place) else {
+    pub(super) fn ask(&mut self, instance: &str, pod: &Pod, now: Instant) -> PodMode {
+        let (Some(cluster), Pod::Told { .. } | Pod::Untold) = (&self.cluster, pod) else {
             return PodMode::Enforce;
         };
-        let mut answer = cluster.ask(place, now);
+        let mut answer = match Place::of(pod) {
+            Some(place) => cluster.ask(&place, now),
+            None => cluster.untold(),
+        };
         let last = self.answers.remove(instance);
         let news = last
             .as_ref()
@@ -135,32 +141,34 @@ mod tests {
     use super::*;
     use crate::clock;
     use crate::config::Config;
-    use crate::kubernetes::directory::{Contact, Directory, Pod, Wish};
+    use crate::kubernetes::directory::{self, Contact, Directory, Wish};
     use crate::kubernetes::names::Name;
     use crate::kubernetes::{ContainerId, PodUid, Snapshot};
 
+    const CONTAINER: &str = "aa11";
+
     const UID: &str = "6f0f2e2a-0b5e-4a57-9d6e-1f6b0e0f7a11";
 
-    fn place() -> Place {
-        Place {
-            uid: PodUid::parse(UID).unwrap(),
-            container: ContainerId::parse("aa11").unwrap(),
+    fn told() -> Pod {
+        Pod::Told {
+            uid: UID.to_owned(),
+            container: Some(CONTAINER.to_owned()),
         }
     }
 
     fn snapshot(contact: Contact, wish: Wish) -> Snapshot {
         let mut pods = Directory::default();
-        let pod = Pod {
+        let pod = directory::Pod {
             namespace: Name::label("post").unwrap(),
             name: Name::subdomain("mail-0").unwrap(),
             containers: [(
-                ContainerId::parse("aa11").unwrap(),
+                ContainerId::parse(CONTAINER).unwrap(),
                 Name::label("postfix").unwrap(),
             )]
             .into(),
             wish,
         };
-        pods.apply(place().uid, pod);
+        pods.apply(PodUid::parse(UID).unwrap(), pod);
         Snapshot {
             contact,
             pods: pods.into(),
@@ -183,7 +191,7 @@ mod tests {
         let (cluster, mut told) = that_says(Snapshot::none("nobody there"));
         let mut pods = Pods::new(Some(cluster));
         let now = clock::now();
-        assert_eq!(pods.ask("/etc/postfix", None, now.mono), PodMode::Enforce);
+        assert_eq!(pods.ask("/etc/postfix", &Pod::None, now.mono), PodMode::Enforce);
         assert_eq!(pods.permits("/etc/postfix"), Ok(()));
         assert_eq!(pods.pod("/etc/postfix"), None);
         pods.refusal("/etc/postfix", &service(), &["a".into()], now);
@@ -194,8 +202,20 @@ mod tests {
     fn where_the_cluster_is_not_asked_nothing_is_forbidden() {
         let mut pods = Pods::new(None);
         let now = clock::now().mono;
-        assert_eq!(pods.ask("a", Some(&place()), now), PodMode::Enforce);
+        for pod in [told(), Pod::Untold] {
+            assert_eq!(pods.ask("a", &pod, now), PodMode::Enforce);
+        }
         assert_eq!((pods.permits("a"), pods.report(now)), (Ok(()), None));
+    }
+
+    #[test]
+    fn a_kubelet_s_container_whose_pod_is_not_told_is_observed_whatever_the_cluster_wants() {
+        let (cluster, _told) = that_says(snapshot(Contact::Live, Wish::of(Some("enforce"))));
+        let mut pods = Pods::new(Some(cluster));
+        assert_eq!(pods.ask("a", &Pod::Untold, clock::now().mono), PodMode::Observe);
+        let why = pods.permits("a").unwrap_err();
+        assert!(why.contains("observe") && why.contains("names no pod"), "{why}");
+        assert_eq!(pods.pod("a").unwrap().name, None);
     }
 
     #[test]
@@ -204,7 +224,7 @@ mod tests {
         for (wish, permitted) in [("enforce", true), ("observe", false), ("off", false)] {
             let (cluster, _told) = that_says(snapshot(Contact::Live, Wish::of(Some(wish))));
             let mut pods = Pods::new(Some(cluster));
-            assert_eq!(pods.ask("a", Some(&place()), now).to_string(), wish);
+            assert_eq!(pods.ask("a", &told(), now).to_string(), wish);
             let permits = pods.permits("a");
             assert_eq!(permits.is_ok(), permitted, "{permits:?}");
             if let Err(why) = permits {
@@ -223,9 +243,9 @@ mod tests {
         let keep = Config::default().kubernetes.keep;
         let (cluster, _told) = that_says(snapshot(lost(now), Wish::of(Some("enforce"))));
         let mut pods = Pods::new(Some(cluster));
-        assert_eq!(pods.ask("a", Some(&place()), now), PodMode::Enforce);
+        assert_eq!(pods.ask("a", &told(), now), PodMode::Enforce);
         let later = now + keep + keep;
-        assert_eq!(pods.ask("a", Some(&place()), later), PodMode::Observe);
+        assert_eq!(pods.ask("a", &told(), later), PodMode::Observe);
         assert_eq!(pods.name("a").as_deref(), Some("post/mail-0/postfix"));
         assert_eq!(pods.forget(|_| true), ["a"]);
         assert_eq!(pods.name("a"), None);
@@ -234,10 +254,10 @@ mod tests {
     #[test]
     fn a_trip_and_a_clear_are_news_and_what_is_between_them_is_not() {
         use State::{Normal, Recovering, Stressed};
-        let (cluster, mut told) = that_says(snapshot(Contact::Live, Wish::of(Some("enforce"))));
+        let (cluster, mut notices) = that_says(snapshot(Contact::Live, Wish::of(Some("enforce"))));
         let mut pods = Pods::new(Some(cluster));
         let now = clock::now();
-        pods.ask("a", Some(&place()), now.mono);
+        pods.ask("a", &told(), now.mono);
         for (from, to) in [
             (Normal, Stressed),
             (Stressed, Recovering),
@@ -249,7 +269,7 @@ mod tests {
             pods.transition("a", &service(), &Transition { from, to, reasons }, now);
         }
         pods.refusal("a", &service(), &["the file is read-only".into()], now);
-        let kinds: Vec<_> = std::iter::from_fn(|| told.try_recv().ok())
+        let kinds: Vec<_> = std::iter::from_fn(|| notices.try_recv().ok())
             .map(|notice| (notice.kind, notice.pod.to_string()))
             .collect();
         let name = || "post/mail-0/postfix".to_owned();

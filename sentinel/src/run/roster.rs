@@ -12,9 +12,10 @@ use super::service::Service;
 use crate::clock::Now;
 use crate::config::{Config, PodMode};
 use crate::controller::{Act, State, Transition};
+use crate::postfix::discovery::{Survey, Unseen};
 use crate::postfix::root::Container;
 use crate::postfix::{Home, Master, discovery, fair};
-use crate::status::Mode;
+use crate::status::{self, Mode};
 
 /// Between two searches through /proc for masters; one that has died is looked for at once.
 const DISCOVER_EVERY: Duration = Duration::from_secs(5);
@@ -26,6 +27,11 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// A Postfix that is restarted is back within this; after it, what is ours in its files is given back.
 const RESTART_WITHIN: Duration = Duration::from_secs(10);
 
+/// Between two attempts to rid a Postfix of our lines, beside those that an act of ours has. Each that fails is in history.
+const TRY_AGAIN: Duration = Duration::from_secs(600);
+
+const SWITCHED_OFF: &str = "the mode of its pod is off";
+
 /// The instances that are watched.
 #[derive(Default)]
 pub(super) struct Roster {
@@ -34,6 +40,8 @@ pub(super) struct Roster {
     asked_at: Option<Instant>,
     /// How many masters there was no room for.
     passed_over: usize,
+    /// What may be a Postfix and could not be looked into, as of the last search.
+    unseen: Unseen,
 }
 
 impl Roster {
@@ -62,7 +70,9 @@ impl Roster {
             return;
         }
         self.discovered_at = Some(now.mono);
-        let running = self.wanted(running(config), hands, now);
+        let survey = running(config);
+        self.note_unseen(survey.unseen);
+        let running = self.wanted(survey.masters, hands, now);
         let (masters, over) = fair::choose(running, config.discovery.max_instances);
         self.pass_over(&over, hands, now);
         for master in masters {
@@ -90,6 +100,27 @@ impl Roster {
             // A listener that was missing is opened by a reload, which leaves no trace in the files.
             instance.changed |= matches!(instance.danger, Some(Danger::Unopened(_)));
         }
+    }
+
+    /// Once, and not for each process or each search.
+    fn note_unseen(&mut self, unseen: Unseen) {
+        if self.unseen.count == 0 && unseen.count > 0 {
+            tracing::warn!(
+                count = unseen.count,
+                "processes called master could not be looked into, and may be a Postfix that is not watched: {}",
+                unseen.reason
+            );
+        }
+        self.unseen = unseen;
+    }
+
+    /// For the report.
+    pub(super) fn unseen(&self) -> Option<status::Unseen> {
+        let Unseen { count, reason } = &self.unseen;
+        (*count > 0).then(|| status::Unseen {
+            count: u32::try_from(*count).unwrap_or(u32::MAX),
+            reason: reason.clone(),
+        })
     }
 
     /// Those that there is no room for, and lets go of those of them that were watched so far.
@@ -128,10 +159,13 @@ impl Roster {
                     true
                 }
                 PodMode::Off => {
-                    let why = "the mode of its pod is off";
-                    tracing::info!(instance = %instance.id, "no longer watched: {why}");
-                    let_go(instance, hands, why, now);
-                    false
+                    stand_down(instance, hands, now);
+                    let over = is_rid(instance, hands, now);
+                    if over {
+                        tracing::info!(instance = %instance.id, "no longer watched: {SWITCHED_OFF}");
+                        hands.release(&instance.master.home());
+                    }
+                    !over
                 }
             });
     }
@@ -163,10 +197,10 @@ impl Roster {
 }
 
 /// The masters that run now, watched or not.
-pub(super) fn running(config: &Config) -> Vec<Master> {
-    discovery::masters(&config.discovery.scope()).unwrap_or_else(|error| {
+pub(super) fn running(config: &Config) -> Survey {
+    discovery::survey(&config.discovery.scope()).unwrap_or_else(|error| {
         tracing::error!("cannot look for running masters: {error}");
-        Vec::new()
+        Survey::default()
     })
 }
 
@@ -192,21 +226,45 @@ fn stand_down(instance: &mut Instance, hands: &mut Hands, now: Now) {
     }
 }
 
+/// Whether nothing of ours is left in the files of an instance whose pod was switched off; what no act of this run stands for
+/// is given back on the way. Until then it is held, since nobody else would take it out.
+fn is_rid(instance: &mut Instance, hands: &mut Hands, now: Now) -> bool {
+    let busy = |service: &Service| service.has_ours() || !service.at_leisure(now.mono);
+    let recent = |at: Instant| now.mono.saturating_duration_since(at) < TRY_AGAIN;
+    if instance.alive() && instance.services.iter().any(busy) || instance.rid_at.is_some_and(recent) {
+        return false;
+    }
+    // Lines that the journal does not know of may be another sentinel's.
+    if !give_back(instance, hands, SWITCHED_OFF, now) && hands.owes(&instance.master.home()) {
+        instance.rid_at = Some(now.mono);
+        return false;
+    }
+    for last in instance
+        .services
+        .iter_mut()
+        .filter_map(|one| one.under_way.take())
+    {
+        hands.confirmed(&last, "the master lives, and is watched no longer");
+    }
+    true
+}
+
 /// It is watched no longer: others may have its master.cf.
 fn let_go(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
     give_back(instance, hands, why, now);
     hands.release(&instance.master.home());
 }
 
-/// Takes everything of ours out of the files of this instance.
-fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
+/// Takes everything of ours out of the files of this instance. `false` where something may be left.
+fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) -> bool {
+    let mut complete = true;
     let ours = |service: &Service| service.has_ours() || service.lines_in_file;
     let home = instance.master.home();
     let any = instance.services.iter().any(ours) || hands.owes(&home);
     if any && hands.mode() == Mode::Enforce {
         match gone_container(&home, instance.alive()) {
             Some(container) => hands.abandon(container, &home, now),
-            None => drop(hands.give_back(&home, now)),
+            None => complete = hands.give_back(&home, now).complete(),
         }
     }
     for service in instance.services.iter_mut().filter(|service| service.in_force()) {
@@ -217,6 +275,7 @@ fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) {
         };
         hands.transition(&instance.id, &service.watched.id, change, now);
     }
+    complete
 }
 
 /// The container of an instance, if nothing runs in it any more. What is left of its files is a file system that another

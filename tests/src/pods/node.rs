@@ -23,6 +23,25 @@ mkdir /run/node && mount --bind "$1" /run/node && echo up && exec catatonit -P >
 /// As the processes in the node see its directory.
 const DIRECTORY: &str = "/run/node";
 
+/// Run in the node. $1: a group. $2: the one process of a container that is made and not started yet, which is moved there, in
+/// every hierarchy. With version 1 a new group has no processors until it is given some.
+const MOVE: &str = r#"
+set -e
+awk '$3 ~ /^cgroup/ { print $2 }' /proc/mounts | while read -r group; do
+    for part in $(echo "$1" | tr / ' '); do
+        above=$group
+        group=$group/$part
+        mkdir -p "$group"
+        for list in cpuset.cpus cpuset.mems; do
+            if [ -e "$group/cgroup.clone_children" ] && [ -e "$group/$list" ] && [ -z "$(cat "$group/$list")" ]; then
+                cat "$above/$list" >"$group/$list"
+            fi
+        done
+    done
+    echo "$2" >"$group/cgroup.procs"
+done
+"#;
+
 /// podman's own images and containers.
 const STORAGE: &str = "/run/node/storage";
 
@@ -139,11 +158,18 @@ impl Node {
         output.context("running podman by nsenter; `cargo xtask setup` installs both")
     }
 
-    fn command(&self) -> Command {
+    /// A program in the node's namespaces.
+    fn enter(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command
             .args(["--target", &self.first.to_string()])
-            .args(["--mount", "--net", "--pid", "podman"])
+            .args(["--mount", "--net", "--pid", program]);
+        command
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.enter("podman");
+        command
             .args(["--runroot", "/run/containers", "--tmpdir", "/run/libpod"])
             .args(["--storage-driver", "overlay"])
             .env("CONTAINERS_CONF", format!("{DIRECTORY}/containers.conf"));
@@ -170,22 +196,42 @@ impl Node {
         options: &[String],
         image_and_command: &[&str],
     ) -> Result<u32> {
+        self.make(&["run", "--detach"], name, options, image_and_command)?;
+        self.pid(name).with_context(|| self.logs(name))
+    }
+
+    /// The same, in the cgroup that a kubelet and containerd with the driver `cgroupfs` make: `kubepods/pod<UID>/<id>`.
+    pub(super) fn start_in_pod(&self, name: &str, uid: &str, image: &str) -> Result<u32> {
+        self.make(&["create"], name, &[], &[image])?;
+        self.podman(&["init", name])?;
+        let pid = self.pid(name)?;
+        let group = format!("{}/kubepods/pod{uid}/{}", self.cgroup, self.id(name)?);
+        let mut moving = self.enter("sh");
+        moving.args(["-c", MOVE, "sh", &group, &pid.to_string()]);
+        said(&["init"], &moving.output()?).context("moving a container into the group of a pod")?;
+        self.podman(&["start", name])?;
+        Ok(pid)
+    }
+
+    fn make(&self, verb: &[&str], name: &str, options: &[String], image_and_command: &[&str]) -> Result<()> {
         let parent = format!("--cgroup-parent=/{}", self.cgroup);
-        let mut words = vec![
-            "run",
-            "--detach",
+        let hostname = format!("--hostname={name}");
+        let fixed = [
             "--name",
             name,
             "--network=none",
             "--pull=never",
             &parent,
+            &hostname,
         ];
-        let hostname = format!("--hostname={name}");
-        words.push(&hostname);
-        words.extend(options.iter().map(String::as_str));
-        words.extend(image_and_command);
-        self.podman(&words)?;
-        self.pid(name).with_context(|| self.logs(name))
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        self.podman(&[verb, &fixed, &options, image_and_command].concat())
+            .map(drop)
+    }
+
+    /// The 64 digits by which a container's cgroup is called.
+    pub(super) fn id(&self, name: &str) -> Result<String> {
+        self.podman(&["inspect", "--format", "{{.Id}}", name])
     }
 
     pub(super) fn start_postfix(&self, name: &str, options: &[String], command: &[&str]) -> Result<u32> {
@@ -197,6 +243,22 @@ impl Node {
         let pid: u32 = pid.parse()?;
         ensure!(pid > 0, "the container {name} ended at once");
         Ok(pid)
+    }
+
+    /// Runs a program of a container's own in its mount namespace.
+    pub(super) fn run_in(&self, pid: u32, words: &[&str]) -> Result<()> {
+        let mut command = self.enter("nsenter");
+        command
+            .args(["--target", &pid.to_string(), "--mount"])
+            .args(words);
+        let output = command.output()?;
+        ensure!(
+            output.status.success(),
+            "{}: {}",
+            words.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(())
     }
 
     /// What a container said, on both its outputs.
@@ -260,10 +322,15 @@ fn remove_cgroups(name: &str) {
         .map(|line| line.split(' ').collect::<Vec<_>>())
         .filter(|words| words.get(2).is_some_and(|kind| kind.starts_with("cgroup")));
     for hierarchy in hierarchies {
-        let parent = Path::new(hierarchy[1]).join(name);
-        for group in fs::read_dir(&parent).into_iter().flatten().flatten() {
-            let _ = fs::remove_dir(group.path());
-        }
-        let _ = fs::remove_dir(parent);
+        remove_group(&Path::new(hierarchy[1]).join(name));
     }
+}
+
+/// With those below it.
+fn remove_group(group: &Path) {
+    let inner = fs::read_dir(group).into_iter().flatten().flatten();
+    for entry in inner.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        remove_group(&entry.path());
+    }
+    let _ = fs::remove_dir(group);
 }

@@ -17,6 +17,8 @@ use crate::senders::{Senders, Traffic};
 
 pub use super::images::SLOTS;
 
+const MASTER_CF: &str = "/etc/postfix/master.cf";
+
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How people run Postfix in a container.
@@ -61,7 +63,18 @@ impl<'a> Pod<'a> {
         let command: Vec<&str> = script
             .as_deref()
             .map_or(Vec::new(), |script| vec!["sh", "-c", script]);
-        let pid = node.start_postfix(name, &options, &command)?;
+        Self::of(node, name, node.start_postfix(name, &options, &command)?)
+    }
+
+    /// The same, in the cgroup that the kubelet makes for the pod of this uid.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in_pod(node: &'a Node, name: &str, uid: &str) -> Result<Self> {
+        Self::of(node, name, node.start_in_pod(name, uid, images::POSTFIX)?)
+    }
+
+    fn of(node: &'a Node, name: &str, pid: u32) -> Result<Self> {
         let pod = Self {
             clients: Namespace::new()?,
             server: node.network_of(pid)?,
@@ -83,10 +96,15 @@ impl<'a> Pod<'a> {
     /// # Errors
     /// It is gone.
     pub fn short_id(&self) -> Result<String> {
-        let id = self
-            .node
-            .podman(&["inspect", "--format", "{{.Id}}", &self.name])?;
-        Ok(id.chars().take(12).collect())
+        Ok(self.id()?.chars().take(12).collect())
+    }
+
+    /// The whole of it.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn id(&self) -> Result<String> {
+        self.node.id(&self.name)
     }
 
     /// A file as the container has it.
@@ -100,13 +118,30 @@ impl<'a> Pod<'a> {
     /// # Errors
     /// It is not there, even for a moment.
     pub fn master_cf(&self) -> Result<Vec<u8>> {
-        let path = self.path("/etc/postfix/master.cf");
+        let path = self.path(MASTER_CF);
         // The kernel would follow an absolute link from our own root.
         let path = match fs::read_link(&path) {
             Ok(target) if target.is_absolute() => self.path(&target.to_string_lossy()),
             _ => path,
         };
         fs::read(path).context("reading a pod's master.cf")
+    }
+
+    /// Mounts master.cf over itself: as long as it is covered so, nobody can put another file in its place.
+    ///
+    /// # Errors
+    /// The container has no mount(8), or may not.
+    pub fn cover_master_cf(&self) -> Result<()> {
+        self.node
+            .run_in(self.pid, &["mount", "--bind", MASTER_CF, MASTER_CF])
+    }
+
+    /// Takes that mount away.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn uncover_master_cf(&self) -> Result<()> {
+        self.node.run_in(self.pid, &["umount", MASTER_CF])
     }
 
     /// The mail log so far.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use smtp_sentinel::status::{Instance, Report};
 
+use super::cluster::{Cluster, NODE_NAME};
 use super::images::SENTINEL;
 use super::manifest::{self, PodSpec, SecurityContext, Source};
 use super::node::Node;
@@ -22,6 +23,10 @@ use crate::sentinel::{Answer, Entry, get};
 const PATIENCE: Duration = Duration::from_secs(60);
 const NAME: &str = "smtp-sentinel";
 
+/// What the manifest's configuration has and a lone node has not, and the other way round.
+const CGROUPS: &str = "cgroups = [\"kubepods\", \"kubepods.slice\"]";
+const WITHOUT_API: &str = "without_api = \"enforce\"";
+
 /// As the image has it.
 const PROGRAM: &str = "/smtp-sentinel";
 
@@ -31,6 +36,8 @@ pub struct Plan<'a> {
     node: &'a Node,
     pod: PodSpec,
     configuration: String,
+    /// What the kubelet adds to what the manifest says.
+    given: Vec<String>,
 }
 
 /// The running daemon. Its container goes with the node.
@@ -54,14 +61,8 @@ impl<'a> Plan<'a> {
         node.build_sentinel()?;
         let mut configuration = manifest::configuration(&rendered)?;
         for (theirs, ours) in [
-            (
-                "cgroups = [\"kubepods\", \"kubepods.slice\"]",
-                format!("cgroups = [{:?}]", node.cgroup()),
-            ),
-            (
-                "enabled = true",
-                "enabled = true\nwithout_api = \"enforce\"".to_owned(),
-            ),
+            (CGROUPS, format!("cgroups = [{:?}]", node.cgroup())),
+            ("enabled = true", format!("enabled = true\n{WITHOUT_API}")),
             (
                 "mode = \"observe\"",
                 "mode = \"enforce\"\nmin_interval = \"1s\"".to_owned(),
@@ -75,7 +76,22 @@ impl<'a> Plan<'a> {
             node,
             pod: manifest::pod(&rendered)?,
             configuration,
+            given: Vec::new(),
         })
+    }
+
+    /// In a cluster: pods are found by the groups of the kubelet, and without the API there is no leave to act. Who floods
+    /// stays: nothing is shed, so that the API alone decides when stress mode ends.
+    #[must_use]
+    pub fn in_cluster(mut self, cluster: &Cluster) -> Self {
+        let of_node = format!("cgroups = [{:?}]", self.node.cgroup());
+        self.configuration = self
+            .configuration
+            .replace(&of_node, CGROUPS)
+            .replace(WITHOUT_API, "")
+            .replace("[act]\n", "[act]\nshed = false\n");
+        self.given = cluster.gives(self.node);
+        self
     }
 
     /// The capabilities that are added, without `CAP_`.
@@ -130,7 +146,7 @@ impl<'a> Plan<'a> {
         ensure!(self.pod.host_pid, "without hostPID it sees no other pod");
         options.push("--pid=host".to_owned());
         for variable in &container.env {
-            options.push(format!("--env={}=lab", variable.name));
+            options.push(format!("--env={}={NODE_NAME}", variable.name));
         }
         for (limit, value) in &container.resources.limits {
             options.push(match limit.as_str() {
@@ -151,6 +167,7 @@ impl<'a> Plan<'a> {
                 .with_context(|| format!("no volume {}", mount.name))?;
             options.push(self.volume(source, &mount.mount_path, mount.read_only)?);
         }
+        options.extend(self.given.iter().cloned());
         Ok(options)
     }
 
@@ -216,6 +233,10 @@ impl<'a> Plan<'a> {
 }
 
 impl Sentinel<'_> {
+    pub(super) fn network(&self) -> &Namespace {
+        &self.network
+    }
+
     /// GET of its HTTP server.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ mod alarms;
 mod bench;
 mod bounds;
 mod broken;
+mod cluster;
 mod containers;
 mod crash;
 mod flood;

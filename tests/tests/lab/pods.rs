@@ -340,6 +340,7 @@ fn without_a_capability_a_pod_gets_less_and_is_told_so() {
                 let mut instances = sentinel.status().unwrap().instances.into_iter();
                 let found = instances.find(|one| one.id.contains(&id));
                 assert!(found.is_none(), "{found:#?}");
+                assert_unseen(&sentinel);
             }
             Left::Sight => {
                 let instance = wait(&sentinel, &pod, "to be found", |one| smtp(one).is_some());
@@ -368,6 +369,7 @@ fn without_a_capability_a_pod_gets_less_and_is_told_so() {
                 let id = pod.short_id().unwrap();
                 let mut instances = sentinel.status().unwrap().instances.into_iter();
                 assert!(instances.all(|one| !one.id.contains(&id)));
+                assert_unseen(&sentinel);
             }
             Left::File => wait_refused(&sentinel, &pod, left_out),
             Left::NothingClosed | Left::All => {
@@ -417,6 +419,14 @@ fn assert_told(sentinel: &Sentinel<'_>, capability: &str) {
         detail.contains("missing") && detail.contains(need.without),
         "{detail}"
     );
+}
+
+/// What is not found for want of a privilege is at least counted, in status and by `check`.
+fn assert_unseen(sentinel: &Sentinel<'_>) {
+    let unseen = sentinel.status().unwrap().unseen.unwrap();
+    assert!(unseen.count > 0 && unseen.reason.contains("denied"), "{unseen:?}");
+    let answer = sentinel.ask(&["check"]).unwrap();
+    assert!(answer.stdout.contains("not looked into"), "{answer:?}");
 }
 
 /// Either it sees beforehand that it cannot, or the edit fails before the rename.

@@ -2,10 +2,10 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::{Finding, Verdict, headroom, postfix_config};
+use super::{Finding, TO_BE_SEEN, Verdict, headroom, postfix_config};
 use crate::actuator::{ConfigDir, read_followed};
 use crate::config::{ActMode, Config};
-use crate::postfix::discovery::Survey;
+use crate::postfix::discovery::{Survey, Unseen};
 use crate::postfix::main_cf::Settings;
 use crate::postfix::master_cf::MasterCf;
 use crate::postfix::services::watched;
@@ -49,6 +49,15 @@ fn findings(config: &Config, survey: &Survey) -> Vec<Finding> {
             )
         })
         .collect();
+    if survey.unseen.count > 0 {
+        let Unseen { count, reason } = &survey.unseen;
+        findings.push(Finding::new(
+            Verdict::Degraded,
+            "not looked into",
+            format!("{count} processes called master, which may be Postfix: {reason}"),
+            TO_BE_SEEN,
+        ));
+    }
     if survey.masters.is_empty() {
         let (detail, advice) = if config.discovery.config_dirs.is_empty() {
             (

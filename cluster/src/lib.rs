@@ -1,12 +1,17 @@
-//! A local API server, as far as this room asks one: HTTPS with a certificate of its own, a token, `list` and `watch` of
+//! A local API server, as far as the sentinel asks one: HTTPS with a certificate of its own, a token, `list` and `watch` of
 //! pods with bookmarks, expiry and disconnects, and `create` of Events, each with the JSON and the checks of the real one
 //! (kube-apiserver 1.20 and later).
+//!
+//! The sentinel's unit tests have it on loopback, and the lab in the network of the daemon's container.
+
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail like the test itself")]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{self, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
 use std::{fs, io, thread};
 
 use futures_util::StreamExt;
@@ -22,16 +27,33 @@ use tokio::sync::{oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls;
 
-pub(super) const NODE: &str = "worker-1";
+/// The node whose pods a unit test puts here.
+pub const NODE: &str = "worker-1";
 const TOKEN: &str = "a.service.account";
 
-pub(super) struct ApiServer {
-    pub(super) address: SocketAddr,
+/// What the server has, and the server itself while it listens.
+pub struct ApiServer {
     /// Token and root certificate, as the kubelet would mount them.
     account: tempfile::TempDir,
+    tls: TlsAcceptor,
     state: Arc<State>,
-    /// The server ends when this is dropped.
-    _stop: oneshot::Sender<()>,
+    listening: Option<Listening>,
+}
+
+/// Ends when it is dropped, and with it every connection.
+struct Listening {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
 }
 
 #[derive(Default)]
@@ -67,7 +89,7 @@ struct Cluster {
 
 /// How a version that is gone is told: both are seen in the wild.
 #[derive(Clone, Copy, Default)]
-pub(super) enum Expiry {
+pub enum Expiry {
     #[default]
     Event,
     Status,
@@ -75,7 +97,7 @@ pub(super) enum Expiry {
 
 /// How a watch ends.
 #[derive(Clone, Copy, Default, PartialEq)]
-pub(super) enum Cut {
+pub enum Cut {
     #[default]
     Clean,
     /// In the middle of a line.
@@ -85,11 +107,15 @@ pub(super) enum Cut {
 type Body = http_body_util::combinators::BoxBody<Bytes, io::Error>;
 
 impl ApiServer {
-    pub(super) fn start() -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+    /// Listens on loopback.
+    pub fn start() -> Self {
+        let mut server = Self::closed();
+        server.listen(net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+        server
+    }
+
+    /// One that nobody reaches yet, whose certificate is for 127.0.0.1.
+    pub fn closed() -> Self {
         let account = tempfile::tempdir().unwrap();
         let key = rcgen::generate_simple_self_signed([Ipv4Addr::LOCALHOST.to_string()]).unwrap();
         fs::write(account.path().join("token"), TOKEN).unwrap();
@@ -101,35 +127,56 @@ impl ApiServer {
                 key.signing_key.serialize_der().try_into().unwrap(),
             )
             .unwrap();
-        let state = Arc::new(State::default());
-        let listener = runtime
-            .block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
-            .unwrap();
+        Self {
+            account,
+            tls: TlsAcceptor::from(Arc::new(tls)),
+            state: Arc::default(),
+            listening: None,
+        }
+    }
+
+    /// Serves who comes to this socket, of whatever network it is.
+    pub fn listen(&mut self, listener: net::TcpListener) {
         let address = listener.local_addr().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let (stop, stopped) = oneshot::channel();
-        let serving = serve(listener, TlsAcceptor::from(Arc::new(tls)), Arc::clone(&state));
-        thread::spawn(move || {
+        let (tls, state) = (self.tls.clone(), Arc::clone(&self.state));
+        let thread = thread::spawn(move || {
             runtime.block_on(async {
+                let listener = TcpListener::from_std(listener).unwrap();
                 tokio::select! {
-                    () = serving => {}
+                    () = serve(listener, tls, state) => {}
                     _ = stopped => {}
                 }
             });
         });
-        Self {
+        self.listening = Some(Listening {
             address,
-            account,
-            state,
-            _stop: stop,
-        }
+            stop: Some(stop),
+            thread: Some(thread),
+        });
     }
 
-    pub(super) fn account(&self) -> &Path {
+    /// Goes away: nobody listens, and every connection breaks. What it has it keeps.
+    pub fn leave(&mut self) {
+        self.listening = None;
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.listening.as_ref().unwrap().address
+    }
+
+    pub fn account(&self) -> &Path {
         self.account.path()
     }
 
     /// Certificate and token of another cluster.
-    pub(super) fn foreign_account(&self) -> PathBuf {
+    pub fn foreign_account(&self) -> PathBuf {
         let path = self.account.path().join("foreign");
         fs::create_dir(&path).unwrap();
         let key = rcgen::generate_simple_self_signed([Ipv4Addr::LOCALHOST.to_string()]).unwrap();
@@ -138,12 +185,12 @@ impl ApiServer {
         path
     }
 
-    pub(super) fn set_token(&self, token: &str) {
+    pub fn set_token(&self, token: &str) {
         fs::write(self.account.path().join("token"), token).unwrap();
     }
 
     /// Creates the pod, or replaces it.
-    pub(super) fn put(&self, pod: Value) {
+    pub fn put(&self, pod: Value) {
         self.change(|cluster| {
             let uid = pod["metadata"]["uid"].as_str().unwrap().to_owned();
             let kind = if cluster.pods.contains_key(&uid) {
@@ -159,7 +206,7 @@ impl ApiServer {
         });
     }
 
-    pub(super) fn delete(&self, uid: &str) {
+    pub fn delete(&self, uid: &str) {
         self.change(|cluster| {
             cluster.version += 1;
             let mut pod = cluster.pods.remove(uid).unwrap();
@@ -169,7 +216,7 @@ impl ApiServer {
     }
 
     /// Tells every watch the version that it has reached, with none of its pods changed.
-    pub(super) fn bookmark(&self) -> u64 {
+    pub fn bookmark(&self) -> u64 {
         self.change(|cluster| {
             cluster.version += 10;
             let metadata = json!({"resourceVersion": cluster.version.to_string(), "creationTimestamp": null});
@@ -182,17 +229,17 @@ impl ApiServer {
     }
 
     /// Ends every watch that is open.
-    pub(super) fn cut(&self, how: Cut) {
+    pub fn cut(&self, how: Cut) {
         self.change(|cluster| cluster.cut = (cluster.watches, how));
     }
 
-    pub(super) fn close_at_once(&self) {
+    pub fn close_at_once(&self) {
         self.change(|cluster| cluster.closes_at_once = true);
         self.cut(Cut::Clean);
     }
 
     /// Forgets what has happened up to now.
-    pub(super) fn compact(&self, how: Expiry) {
+    pub fn compact(&self, how: Expiry) {
         self.change(|cluster| {
             cluster.version += 1;
             cluster.log.clear();
@@ -202,28 +249,28 @@ impl ApiServer {
     }
 
     /// The next requests of this kind ("list", "watch", "create") get these answers.
-    pub(super) fn refuse(&self, kind: &'static str, codes: &[u16]) {
+    pub fn refuse(&self, kind: &'static str, codes: &[u16]) {
         self.change(|cluster| cluster.refusals.entry(kind).or_default().extend(codes));
     }
 
     /// All requests get this answer from now on; `None` ends it. Watches that are open end.
-    pub(super) fn outage(&self, code: Option<u16>) {
+    pub fn outage(&self, code: Option<u16>) {
         self.change(|cluster| cluster.outage = code);
         self.cut(Cut::Broken);
     }
 
-    pub(super) fn stall(&self, stalled: bool) {
+    pub fn stall(&self, stalled: bool) {
         self.change(|cluster| cluster.stalled = stalled);
     }
 
     /// Each as its kind and its query.
-    pub(super) fn requests(&self, kind: &str) -> Vec<String> {
+    pub fn requests(&self, kind: &str) -> Vec<String> {
         let cluster = self.state.lock();
         let mine = cluster.requests.iter().filter(|one| one.starts_with(kind));
         mine.cloned().collect()
     }
 
-    pub(super) fn events(&self) -> Vec<Value> {
+    pub fn events(&self) -> Vec<Value> {
         self.state.lock().events.clone()
     }
 
@@ -463,10 +510,7 @@ fn create(state: &State, namespace: &str, body: &[u8]) -> Response<Body> {
             event["apiVersion"] == "events.k8s.io/v1" && event["kind"] == "Event",
             "kind",
         ),
-        (
-            super::super::names::Name::subdomain(&name).is_some(),
-            "metadata.name",
-        ),
+        (is_subdomain(&name), "metadata.name"),
         (event["metadata"]["namespace"] == namespace, "metadata.namespace"),
         (
             event["regarding"]["namespace"] == namespace,
@@ -499,6 +543,17 @@ fn create(state: &State, namespace: &str, body: &[u8]) -> Response<Body> {
     }
     cluster.events.push(event.clone());
     whole(201, event.to_string())
+}
+
+/// RFC 1123, as the names of most objects (validation.IsDNS1123Subdomain).
+fn is_subdomain(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let label = |label: &str| {
+        let ends = [label.bytes().next(), label.bytes().next_back()];
+        ends.iter().all(|byte| byte.is_some_and(plain))
+            && label.bytes().all(|byte| plain(byte) || byte == b'-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
 }
 
 /// Go's RFC3339Micro: it refuses any other number of decimals.
