@@ -31,6 +31,7 @@ pub mod senders;
 pub mod sentinel;
 pub mod sockets;
 pub mod stand_in;
+pub mod syscalls;
 pub mod tools;
 pub mod unit;
 pub mod usage;

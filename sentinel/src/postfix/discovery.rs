@@ -18,6 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -25,8 +26,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use procfs::net::TcpState;
-use procfs::process::{FDTarget, Process, Stat};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use procfs::process::{Process, Stat};
+use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::arguments::{config_dir, keeps_session};
@@ -130,15 +131,28 @@ pub fn listening(pid: i32) -> Result<Vec<SocketAddr>, procfs::ProcError> {
         .collect())
 }
 
-/// The sockets of a process, by inode.
-pub fn socket_inodes(pid: i32) -> Result<HashSet<u64>, procfs::ProcError> {
-    let descriptors = Process::new(pid)?.fd()?.take(DESCRIPTORS).flatten();
-    Ok(descriptors
-        .filter_map(|descriptor| match descriptor.target {
-            FDTarget::Socket(inode) => Some(inode),
-            _ => None,
-        })
-        .collect())
+/// The sockets of a process, by inode. Costs one system call a descriptor.
+pub fn socket_inodes(pid: i32) -> io::Result<HashSet<u64>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let descriptors = rustix::fs::open(format!("/proc/{pid}/fd"), flags, Mode::empty())?;
+    let mut inodes = HashSet::new();
+    for entry in Dir::read_from(&descriptors)?.take(DESCRIPTORS) {
+        let mut room = [MaybeUninit::uninit(); SOCKET_LINK];
+        // Nor are `.` and `..` links, and one that is closed meanwhile is none.
+        if let Ok((link, _)) = rustix::fs::readlinkat_raw(&descriptors, entry?.file_name(), &mut room) {
+            inodes.extend(socket_inode(link));
+        }
+    }
+    Ok(inodes)
+}
+
+/// More than a link to a socket ever has: what is longer is another file, cut off.
+const SOCKET_LINK: usize = 32;
+
+/// `socket:[4711]`
+fn socket_inode(link: &[u8]) -> Option<u64> {
+    let number = link.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+    std::str::from_utf8(number).ok()?.parse().ok()
 }
 
 /// Whether any process is left in a mount namespace. Walks through all of /proc.
@@ -256,7 +270,7 @@ impl Look<'_> {
 
     fn suspect(&self, pid: i32) -> Result<Option<Suspect>, Refusal> {
         let dir = self.proc.join(pid.to_string());
-        if !fs::read(dir.join("comm")).is_ok_and(|comm| comm == b"master\n") {
+        if !is_called_master(&dir) {
             return Ok(None);
         }
         let Some(stat) = stat(self.proc, pid) else {
@@ -436,6 +450,14 @@ impl Suspect {
             })
             .map_err(|error| Refusal::of(&format_args!("/proc/{}/root", self.pid), &error))
     }
+}
+
+/// What every process of the machine is asked every few seconds, and so with as few calls as can be.
+fn is_called_master(dir: &Path) -> bool {
+    const COMM: &[u8] = b"master\n";
+    let mut comm = [0; COMM.len() + 1];
+    let read = File::open(dir.join("comm")).and_then(|mut file| file.read(&mut comm));
+    read.is_ok_and(|read| &comm[..read] == COMM)
 }
 
 /// Whether `root`, as in /proc/PID/root, is the directory that is our root too.

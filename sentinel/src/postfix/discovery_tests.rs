@@ -323,6 +323,35 @@ fn without_an_smtpd_beside_it_a_master_in_a_container_is_none() {
 }
 
 #[test]
+fn what_a_process_has_open_are_its_sockets_and_nothing_else() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let inode = |fd: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(fd).unwrap().st_ino;
+    use std::os::fd::AsFd as _;
+    let (ours, other) = (inode(listener.as_fd()), inode(file.as_fd()));
+    let pid = i32::try_from(std::process::id()).unwrap();
+    let open = socket_inodes(pid).unwrap();
+    assert!(open.contains(&ours) && !open.contains(&other), "{open:?}");
+    drop(listener);
+    assert!(!socket_inodes(pid).unwrap().contains(&ours));
+    assert!(socket_inodes(i32::MAX).is_err());
+}
+
+#[test]
+fn only_the_very_link_of_a_socket_is_one() {
+    assert_eq!(socket_inode(b"socket:[4711]"), Some(4711));
+    for other in [
+        &b"pipe:[4711]"[..],
+        b"socket:[4711",
+        b"socket:[x]",
+        b"/socket:[4711]",
+        b"",
+    ] {
+        assert_eq!(socket_inode(other), None);
+    }
+}
+
+#[test]
 fn alive_is_about_one_process_not_a_pid() {
     let own_pid = i32::try_from(std::process::id()).unwrap();
     let start_time = stat(Path::new("/proc"), own_pid).unwrap().starttime;

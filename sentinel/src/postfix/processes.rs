@@ -1,12 +1,15 @@
 //! The smtpd processes of a master, and what their command lines say about stress mode.
 //!
-//! Made to be asked ten times a second: one file names the children of master, and a command line, which never
-//! changes after exec, is read once. Whether a process is busy is not known here, see [`super::locks`].
+//! Made to be asked ten times a second: one file, held open, names the children of master, and a command line, which
+//! never changes after exec, is read once. As long as the children are the same, to ask is one system call. Whether a
+//! process is busy is not known here, see [`super::locks`].
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use procfs::FromRead;
 use procfs::process::Stat;
@@ -37,16 +40,36 @@ pub struct Smtpd {
 #[derive(Debug)]
 pub struct Processes {
     proc: PathBuf,
-    master: Option<(i32, u64)>,
+    of: Option<Family>,
+}
+
+/// One master and its children.
+#[derive(Debug)]
+struct Family {
+    /// Pid and start time.
+    master: (i32, u64),
+    list: List,
     /// By pid. A pid that stays among the children is taken for the same process: to be reused between two updates
     /// the whole pid space would have to go by in the meantime.
     known: HashMap<i32, Child>,
+    /// One was listed that could not be told apart yet: it is looked at again, whether or not the list changes.
+    unsettled: bool,
+    /// The smtpd among the known, oldest first.
+    smtpds: Rc<[Smtpd]>,
 }
 
 #[derive(Debug)]
 enum Child {
     Smtpd(Smtpd),
     Other,
+}
+
+/// Where it says who the children are.
+#[derive(Debug)]
+enum List {
+    File(Children),
+    /// A kernel without CONFIG_PROC_CHILDREN: each process is asked for its parent.
+    Parents,
 }
 
 impl Default for Processes {
@@ -63,25 +86,71 @@ impl Processes {
     fn at(proc: &Path) -> Self {
         Self {
             proc: proc.to_owned(),
-            master: None,
-            known: HashMap::new(),
+            of: None,
         }
     }
 
     /// The smtpd processes of this master now, oldest first. One `Processes` serves one master; given another, it
-    /// starts anew. An error means that master is gone, or /proc cannot be read.
+    /// starts anew. An error means that master is gone, or /proc cannot be read; one that goes later has no children.
     ///
     /// The kernel may leave out children while others exit (proc(5) on `children`): a count can be short for one
     /// update.
-    pub fn update(&mut self, master: &Master) -> io::Result<Vec<Smtpd>> {
+    pub fn update(&mut self, master: &Master) -> io::Result<Rc<[Smtpd]>> {
         let identity = (master.pid, master.start_time);
-        if self.master.replace(identity) != Some(identity) {
-            self.known.clear();
+        let mut family = match self.of.take() {
+            Some(family) if family.master == identity => family,
+            _ => Family::open(&self.proc, identity)?,
+        };
+        family.update(&self.proc)?;
+        let smtpds = Rc::clone(&family.smtpds);
+        self.of = Some(family);
+        Ok(smtpds)
+    }
+
+    /// Whether the last update has shown that the very master lives, so that nobody need ask. What a process has of
+    /// children, the kernel gives to another when it ends, before it is a zombie (kernel/exit.c, exit_notify()).
+    pub fn show_life(&self) -> bool {
+        let list = self.of.as_ref().map(|family| &family.list);
+        matches!(list, Some(List::File(children)) if !children.text.is_empty())
+    }
+}
+
+impl Family {
+    fn open(proc: &Path, master: (i32, u64)) -> io::Result<Self> {
+        let (pid, start_time) = master;
+        let list = List::open(proc, pid)?;
+        // The file is that of the process that has the pid now, for good. If that is our master, it was so before, too.
+        if stat(proc, pid).is_none_or(|stat| stat.starttime != start_time) {
+            let gone = format!("master {pid} is gone");
+            return Err(io::Error::new(io::ErrorKind::NotFound, gone));
         }
+        Ok(Self {
+            master,
+            list,
+            known: HashMap::new(),
+            unsettled: true,
+            smtpds: Rc::default(),
+        })
+    }
+
+    fn update(&mut self, proc: &Path) -> io::Result<()> {
+        let pids = match &mut self.list {
+            List::File(children) => {
+                let changed = children.read()?;
+                if !changed && !self.unsettled {
+                    return Ok(());
+                }
+                children.pids()
+            }
+            List::Parents => children_by_parent(proc, self.master.0)?,
+        };
         let mut known = std::mem::take(&mut self.known);
-        for pid in children(&self.proc, master.pid)? {
-            let child = known.remove(&pid).or_else(|| inspect(&self.proc, pid));
-            self.known.extend(child.map(|c| (pid, c)));
+        self.unsettled = false;
+        for pid in pids {
+            match known.remove(&pid).or_else(|| inspect(proc, pid)) {
+                Some(child) => drop(self.known.insert(pid, child)),
+                None => self.unsettled = true,
+            }
         }
         let smtpds = self.known.values().filter_map(|child| match child {
             Child::Smtpd(smtpd) => Some(smtpd.clone()),
@@ -89,23 +158,63 @@ impl Processes {
         });
         let mut smtpds: Vec<Smtpd> = smtpds.collect();
         smtpds.sort_unstable_by_key(|s| (s.start_time, s.pid));
-        Ok(smtpds)
+        self.smtpds = smtpds.into();
+        Ok(())
     }
 }
 
-/// The children of a process. Master has one thread, so those of its main thread are all.
-fn children(proc: &Path, pid: i32) -> io::Result<Vec<i32>> {
-    let thread = proc.join(format!("{pid}/task/{pid}"));
-    match fs::read_to_string(thread.join("children")) {
-        Ok(pids) => Ok(pids
-            .split_ascii_whitespace()
-            .filter_map(|p| p.parse().ok())
-            .collect()),
-        // A kernel without CONFIG_PROC_CHILDREN, unless the process itself is gone.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && thread.exists() => {
-            children_by_parent(proc, pid)
+impl List {
+    /// Master has one thread, so the children of its main thread are all.
+    fn open(proc: &Path, pid: i32) -> io::Result<Self> {
+        let thread = proc.join(format!("{pid}/task/{pid}"));
+        match File::open(thread.join("children")) {
+            Ok(file) => Ok(Self::File(Children {
+                file,
+                text: Vec::new(),
+                last: Vec::new(),
+            })),
+            // Unless the process itself is gone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && thread.exists() => Ok(Self::Parents),
+            Err(error) => Err(error),
         }
-        Err(error) => Err(error),
+    }
+}
+
+/// /proc/PID/task/PID/children, held open: it is that of one process, whoever gets the pid after it, and empty once that
+/// one has ended.
+#[derive(Debug)]
+struct Children {
+    file: File,
+    /// What it said at the last reading.
+    text: Vec<u8>,
+    /// What it said at the one before.
+    last: Vec<u8>,
+}
+
+impl Children {
+    /// The kernel puts at least so many bytes together before it hands out a part (fs/seq_file.c, seq_read_iter()).
+    const PAGE: usize = 4096;
+
+    /// `true` when it says something else than the last time.
+    fn read(&mut self) -> io::Result<bool> {
+        std::mem::swap(&mut self.text, &mut self.last);
+        self.text.clear();
+        loop {
+            let have = self.text.len();
+            self.text.resize(have + Self::PAGE, 0);
+            let read = self.file.read_at(&mut self.text[have..], have as u64)?;
+            self.text.truncate(have + read);
+            // A part ends at a number, and none is that long: after so little there is no more.
+            if read < Self::PAGE / 2 {
+                return Ok(self.text != self.last);
+            }
+        }
+    }
+
+    fn pids(&self) -> Vec<i32> {
+        let text = String::from_utf8_lossy(&self.text);
+        let pids = text.split_ascii_whitespace();
+        pids.filter_map(|pid| pid.parse().ok()).collect()
     }
 }
 
@@ -319,31 +428,44 @@ mod tests {
     impl Tree {
         fn new() -> Self {
             let tree = Self(tempfile::tempdir().unwrap());
+            tree.master_of(START);
             fs::create_dir_all(tree.0.path().join("100/task/100")).unwrap();
             tree
         }
 
+        /// Pid 100 was started then.
+        fn master_of(&self, start_time: u64) {
+            self.started(100, 1, "/usr/lib/postfix/sbin/master -w", start_time);
+        }
+
         fn process(&self, pid: i32, ppid: i32, cmdline: &str) {
+            self.started(pid, ppid, cmdline, u64::try_from(pid).unwrap() * 10 + 7);
+        }
+
+        fn started(&self, pid: i32, ppid: i32, cmdline: &str, start_time: u64) {
             let dir = self.0.path().join(pid.to_string());
             fs::create_dir_all(&dir).unwrap();
             fs::write(dir.join("cmdline"), cmdline.replace(' ', "\0")).unwrap();
             let zeros = "0 ".repeat(30);
             let stat = format!(
-                "{pid} (smtpd) S {ppid} {pid} {pid} 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {pid}7 {zeros}\n"
+                "{pid} (smtpd) S {ppid} {pid} {pid} 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {start_time} {zeros}\n"
             );
             fs::write(dir.join("stat"), stat).unwrap();
         }
 
+        /// Writes into the file that may be open, as the kernel does.
         fn children(&self, pids: &str) {
             fs::write(self.0.path().join("100/task/100/children"), pids).unwrap();
         }
     }
 
+    const START: u64 = 1;
+
     fn master() -> Master {
         let path = PathBuf::new;
         Master {
             pid: 100,
-            start_time: 1,
+            start_time: START,
             root: crate::postfix::Root::Own,
             config_dir: path(),
             queue_dir: path(),
@@ -371,19 +493,125 @@ mod tests {
         tree.process(7, 100, "smtpd -n changed -t inet");
         tree.process(9, 100, "smtpd -n smtp -t inet -u -o stress=yes");
         let smtpds = processes.update(&master()).unwrap();
-        assert_eq!(pids(&smtpds), [7, 9], "read again after its exec");
+        assert_eq!(
+            pids(&smtpds),
+            [7, 9],
+            "read again after its exec, of which the list says nothing"
+        );
         assert_eq!(smtpds[0].service.name, "smtp", "not read again");
 
         tree.children("9 ");
         assert_eq!(pids(&processes.update(&master()).unwrap()), [9]);
-        assert_eq!(processes.known.len(), 1, "the dead are forgotten");
+        let known = &processes.of.as_ref().unwrap().known;
+        assert_eq!(known.len(), 1, "the dead are forgotten");
 
         let restarted = Master {
             start_time: 2,
             ..master()
         };
+        tree.master_of(2);
         tree.process(9, 100, "smtpd -n other -t inet");
         assert_eq!(processes.update(&restarted).unwrap()[0].service.name, "other");
+    }
+
+    #[test]
+    fn nothing_but_the_list_is_read_while_it_is_the_same() {
+        let tree = Tree::new();
+        let mut processes = Processes::at(tree.0.path());
+        tree.process(7, 100, "smtpd -n smtp -t inet -u");
+        tree.process(8, 100, "qmgr -l -t unix -u");
+        tree.children("7 8 ");
+        let first = processes.update(&master()).unwrap();
+        fs::remove_dir_all(tree.0.path().join("7")).unwrap();
+        fs::remove_dir_all(tree.0.path().join("8")).unwrap();
+        let second = processes.update(&master()).unwrap();
+        assert!(Rc::ptr_eq(&first, &second), "made anew: {second:?}");
+        tree.children("8 ");
+        assert_eq!(pids(&processes.update(&master()).unwrap()), [] as [i32; 0]);
+    }
+
+    /// Longer than what the kernel hands out at once, and shorter than that again.
+    #[test]
+    fn a_long_list_is_read_to_its_end() {
+        let tree = Tree::new();
+        tree.children("");
+        let List::File(mut children) = List::open(tree.0.path(), 100).unwrap() else {
+            panic!("the file is there");
+        };
+        for count in [255, 256, 1500, 400] {
+            let pids: Vec<i32> = (1_000_000..1_000_000 + count).collect();
+            let text: String = pids.iter().map(|pid| format!("{pid} ")).collect();
+            tree.children(&text);
+            assert!(children.read().unwrap());
+            assert_eq!(children.pids(), pids);
+            assert!(!children.read().unwrap(), "the same again");
+            assert_eq!(children.pids(), pids);
+        }
+    }
+
+    #[test]
+    fn who_has_children_is_alive_and_who_has_none_may_be() {
+        let tree = Tree::new();
+        let mut processes = Processes::at(tree.0.path());
+        assert!(!processes.show_life(), "nobody was asked yet");
+        tree.process(8, 100, "qmgr -l -t unix -u");
+        tree.children("8 ");
+        processes.update(&master()).unwrap();
+        assert!(processes.show_life());
+        tree.children("");
+        processes.update(&master()).unwrap();
+        assert!(!processes.show_life());
+    }
+
+    #[test]
+    fn the_kernel_agrees() {
+        use std::io::{BufRead as _, BufReader};
+        use std::process::{Command, Stdio};
+
+        let mut parent = Command::new("sh")
+            .args(["-c", "sleep 60 & echo $!; wait"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(parent.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let child: i32 = line.trim().parse().unwrap();
+        let pid = i32::try_from(parent.id()).unwrap();
+        let this = Master {
+            pid,
+            start_time: stat(Path::new("/proc"), pid).unwrap().starttime,
+            ..master()
+        };
+        let mut processes = Processes::new();
+        let mut known = || {
+            processes.update(&this).unwrap();
+            assert!(processes.show_life());
+            let known = processes.of.as_ref().unwrap().known.keys();
+            known.copied().collect::<Vec<i32>>()
+        };
+        // In the midst of its exec it has no command line.
+        while known().is_empty() {
+            std::thread::yield_now();
+        }
+        assert_eq!(known(), [child]);
+
+        // A zombie until it is waited for: it has its pid and its directory in /proc, and no child.
+        parent.kill().unwrap();
+        let ended = || stat(Path::new("/proc"), pid).is_some_and(|stat| stat.state == 'Z');
+        while !ended() {
+            std::thread::yield_now();
+        }
+        assert!(processes.update(&this).unwrap().is_empty());
+        assert!(!processes.show_life());
+        parent.wait().unwrap();
+        assert!(processes.update(&this).unwrap().is_empty());
+        assert!(!processes.show_life());
+        let anew = Processes::new().update(&this).unwrap_err();
+        assert_eq!(anew.kind(), io::ErrorKind::NotFound);
+        let child = nix::unistd::Pid::from_raw(child);
+        nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
     }
 
     #[test]
@@ -391,17 +619,27 @@ mod tests {
         let tree = Tree::new();
         tree.process(7, 100, "smtpd -t pass -u");
         tree.process(8, 1, "smtpd -t pass -u");
-        assert_eq!(
-            pids(&Processes::at(tree.0.path()).update(&master()).unwrap()),
-            [7]
-        );
+        let mut processes = Processes::at(tree.0.path());
+        assert_eq!(pids(&processes.update(&master()).unwrap()), [7]);
+        tree.process(9, 100, "smtpd -t pass -u");
+        assert_eq!(pids(&processes.update(&master()).unwrap()), [7, 9]);
+        assert!(!processes.show_life(), "a parent's pid alone proves nothing");
     }
 
     #[test]
     fn a_master_that_is_gone_is_an_error() {
         let tree = Tree::new();
-        let gone = Master { pid: 5, ..master() };
-        let error = Processes::at(tree.0.path()).update(&gone).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        for gone in [
+            Master { pid: 5, ..master() },
+            // Another process has its pid.
+            Master {
+                start_time: START + 1,
+                ..master()
+            },
+        ] {
+            tree.children("");
+            let error = Processes::at(tree.0.path()).update(&gone).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        }
     }
 }

@@ -23,7 +23,7 @@ use crate::signals::ListenerId;
 use crate::signals::overflows::listen_overflows;
 use crate::status::{Board, Mode, Report};
 
-/// Between two ticks. What a quiet tick costs is one small file of /proc per instance.
+/// Between two ticks. What a quiet tick costs is one small read of /proc per instance.
 pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// The same while slots are running out: from the threshold to the signal every 10 ms count.
@@ -220,7 +220,7 @@ fn attend(
     counted: &mut Counted<'_>,
     now: Now,
 ) -> bool {
-    if !instance.alive() {
+    if !instance.count_processes(now.mono) {
         instance.gone(now.mono);
         verify(instance, hands, false, now);
         return false;
@@ -240,7 +240,6 @@ fn attend(
         }
         outside::give_back_strays(instance, hands, now);
     }
-    instance.count_processes(now.mono);
     if !instance.wants_a_look(config, counted, now.mono) {
         rehearse(instance, hands, now);
         return false;

@@ -137,7 +137,7 @@ impl Eyes {
         &mut self,
         services: impl Iterator<Item = (&'a WatchedService, bool)>,
         screened: &[Listen],
-        smtpd: &Reading<Vec<Smtpd>>,
+        smtpd: &Reading<Rc<[Smtpd]>>,
         now: Instant,
     ) -> Vec<Found> {
         let services: Vec<_> = services.collect();
@@ -241,17 +241,17 @@ impl Eyes {
         service: &WatchedService,
         screened: &[Listen],
         smtpd: Reading<Vec<Smtpd>>,
-        everyones: &Reading<Vec<Smtpd>>,
+        everyones: &Reading<Rc<[Smtpd]>>,
         listening: &Listening,
         now: Instant,
     ) -> Found {
         let in_front = listening.of(screened);
         let held = self.connections(listening, &in_front).map(|connections| {
-            let pids = |reading: &Reading<Vec<Smtpd>>| -> Vec<i32> {
-                reading.value().into_iter().flatten().map(|one| one.pid).collect()
+            let pids = |smtpd: Option<&[Smtpd]>| -> Vec<i32> {
+                smtpd.unwrap_or_default().iter().map(|one| one.pid).collect()
             };
-            self.see_handed(&connections, &pids(everyones));
-            let ours = pids(&smtpd);
+            self.see_handed(&connections, &pids(everyones.value().map(Rc::as_ref)));
+            let ours = pids(smtpd.value().map(Vec::as_slice));
             let inodes = |wanted: &dyn Fn(i32) -> bool| -> HashSet<u64> {
                 let handed = self.handed.iter().filter(|&(_, &pid)| wanted(pid));
                 handed.map(|(&inode, _)| u64::from(inode)).collect()

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::engine::{Counted, Probed, QUICK_TICK, TICK};
@@ -82,7 +83,7 @@ pub(super) struct Instance {
     /// When it was last tried in vain to take what is ours out of its files, for its pod was switched off.
     pub(super) rid_at: Option<Instant>,
     /// As of the last tick.
-    smtpd: Reading<Vec<Smtpd>>,
+    smtpd: Reading<Rc<[Smtpd]>>,
 }
 
 /// What tells that a configuration file was changed or replaced.
@@ -174,7 +175,7 @@ impl Instance {
 
     /// The smtpd processes of the last tick, as the verification of a reload wants them.
     pub(super) fn workers(&self) -> &[Smtpd] {
-        self.smtpd.value().map_or(&[], Vec::as_slice)
+        self.smtpd.value().map_or(&[], Rc::as_ref)
     }
 
     pub(super) fn alive(&self) -> bool {
@@ -317,12 +318,13 @@ impl Instance {
         })
     }
 
-    /// Counts the smtpd processes, which costs next to nothing.
-    pub(super) fn count_processes(&mut self, now: Instant) {
+    /// Counts the smtpd processes, which costs next to nothing. `false` when the master is gone.
+    pub(super) fn count_processes(&mut self, now: Instant) -> bool {
         self.smtpd = match self.processes.update(&self.master) {
             Ok(smtpd) => Reading::exact(smtpd, now),
             Err(error) => Reading::unavailable(format!("cannot list the processes of the master: {error}")),
         };
+        self.processes.show_life() || self.alive()
     }
 
     /// Whether the sockets are to be looked at in this tick.
@@ -367,7 +369,7 @@ impl Instance {
     pub(super) fn look(&mut self, config: &Config, probed: &Probed, now: Instant) -> Vec<Found> {
         self.looked_at = Some(now);
         if self.close && config.act.headroom > 1.0 && self.room_is_due(now) {
-            let workers = self.smtpd.value().map_or(&[][..], Vec::as_slice);
+            let workers = self.smtpd.value().map_or(&[][..], Rc::as_ref);
             for service in self.services.iter_mut().filter(|service| !service.has_ours()) {
                 service.look_for_room(config.act.headroom, &self.master, workers);
             }

@@ -4,11 +4,21 @@
 //! the queue is full before the first one is counted. The probe "overflow" counts the same by listener, where the kernel
 //! lets it; this stands in where it does not.
 
-use std::{fs, io};
+use std::fs::File;
+use std::io::{self, Read as _};
+
+/// Longer than the file is, so that it is read at once and not in the small pieces in which an unknown length is felt for.
+const ROOM: usize = 16 * 1024;
+
+/// No kernel has that many counters.
+const LIMIT: u64 = 1 << 20;
 
 /// ListenOverflows of the network namespace of process `pid`, since that namespace began.
 pub fn listen_overflows(pid: i32) -> io::Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/net/netstat"))?;
+    let mut text = String::with_capacity(ROOM);
+    File::open(format!("/proc/{pid}/net/netstat"))?
+        .take(LIMIT)
+        .read_to_string(&mut text)?;
     parse(&text)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no TcpExt ListenOverflows in netstat"))
 }

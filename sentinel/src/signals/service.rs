@@ -85,7 +85,7 @@ impl ServiceSignals {
             holders,
             processes: look
                 .smtpd
-                .clone()
+                .as_ref()
                 .map(|smtpd| u32::try_from(smtpd.len()).unwrap_or(u32::MAX)),
             queue: self.queue(look),
             early_disconnects_per_s: self.early_rate(look),
