@@ -219,8 +219,7 @@ fn attend(
     counted: &mut Counted<'_>,
     now: Now,
 ) -> bool {
-    if !instance.alive() {
-        instance.gone(now.mono);
+    if !instance.is_there(now.mono) {
         verify(instance, hands, false, now);
         return false;
     }
@@ -233,12 +232,10 @@ fn attend(
             service.rehearsed = None;
         }
     }
-    if hands.enforces(&instance.id) {
-        if let Some(reread) = reread {
-            outside::notice(instance, reread, hands, now);
-        }
-        outside::give_back_strays(instance, hands, now);
+    if let Some(reread) = reread.filter(|_| hands.enforces(&instance.id)) {
+        outside::notice(instance, reread, hands, now);
     }
+    outside::give_back_strays(instance, hands, now);
     instance.count_processes(now.mono);
     if !instance.wants_a_look(config, counted, now.mono) {
         rehearse(instance, hands, now);
@@ -297,8 +294,9 @@ fn notice_danger(instance: &mut Instance, hands: &mut Hands, now: Now) {
     }
     // A clear that came meanwhile took our lines out, and the master still runs with them.
     let waiting = instance.danger.is_none() && !instance.services.iter().any(Service::has_ours);
-    if waiting && hands.mode() == Mode::Enforce {
-        hands.give_back(&instance.master.home(), now);
+    let home = instance.master.home();
+    if waiting && hands.may_give_back(&home) {
+        hands.give_back(&home, now);
     }
 }
 

@@ -154,9 +154,12 @@ impl Instance {
         self.master = master;
     }
 
-    /// The master is not there at `now`.
-    pub(super) fn gone(&mut self, now: Instant) {
-        self.gone_since.get_or_insert(now);
+    /// Whether the master is there at `now`. One that is back without having been away (a moment in which /proc could not
+    /// be read) has not been gone.
+    pub(super) fn is_there(&mut self, now: Instant) -> bool {
+        let there = self.alive();
+        self.gone_since = (!there).then(|| self.gone_since.unwrap_or(now));
+        there
     }
 
     /// The master was not there in the last tick.
@@ -420,5 +423,49 @@ impl Instance {
     /// A service, and the window on its sockets.
     pub(super) fn service_and_sockets(&mut self, index: usize) -> Option<(&mut Service, &mut SockDiag)> {
         Some((self.services.get_mut(index)?, self.eyes.window()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// This process in the place of a master.
+    fn master() -> Master {
+        let pid = std::process::id().cast_signed();
+        let stat = procfs::process::Process::new(pid).unwrap().stat().unwrap();
+        Master {
+            pid,
+            start_time: stat.starttime,
+            root: Root::Own,
+            config_dir: "/nowhere".into(),
+            queue_dir: "/nowhere".into(),
+            daemon_dir: "/nowhere".into(),
+            netns: 0,
+        }
+    }
+
+    #[test]
+    fn a_master_that_was_not_seen_for_a_moment_has_not_been_gone() {
+        let start = clock::now().mono;
+        let mut instance = Instance::new(master(), &Config::default());
+        assert!(instance.is_there(start));
+        let seen = std::mem::replace(&mut instance.master.start_time, 0);
+        assert!(!instance.is_there(start) && instance.is_gone());
+        assert!(!instance.is_there(start + TICK));
+        assert_eq!(
+            instance.gone_for(start + TICK),
+            Some(TICK),
+            "since it was missed first"
+        );
+        instance.master.start_time = seen;
+        assert!(instance.is_there(start + TICK * 2));
+        assert_eq!(
+            (instance.is_gone(), instance.gone_for(start + TICK * 300)),
+            (false, None)
+        );
+        instance.master.start_time = 0;
+        instance.is_there(start + TICK * 300);
+        assert_eq!(instance.gone_for(start + TICK * 301), Some(TICK));
     }
 }

@@ -41,6 +41,15 @@ fn install(lab: &Lab) -> Sentinel {
     Sentinel::install_with(lab, &settings()).unwrap()
 }
 
+/// Without leave to edit.
+fn observing() -> Settings {
+    Settings {
+        name: "observer".to_owned(),
+        act: "mode = \"observe\"".to_owned(),
+        ..Settings::default()
+    }
+}
+
 fn flood(lab: &Lab) -> Attackers {
     lab.attack(Attack::burst(ATTACKERS)).unwrap()
 }
