@@ -398,7 +398,7 @@ pub(super) fn carry_out(
             }
         }
     }
-    let mut detail = serde_json::Value::Null;
+    let mut detail = serde_json::json!({});
     if let Ok(Done::InFlight(in_flight)) = result {
         if let Some(crossing) = crossing {
             detail = reaction(crossing, now.mono, in_flight.verification.signalled());

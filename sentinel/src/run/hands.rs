@@ -330,7 +330,7 @@ impl Hands {
     }
 
     pub(super) fn transition(&mut self, instance: &str, service: &ServiceId, change: Transition, now: Now) {
-        self.transition_with(instance, service, change, serde_json::Value::Null, now);
+        self.transition_with(instance, service, change, json!({}), now);
     }
 
     /// With what else is known of it.
