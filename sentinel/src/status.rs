@@ -115,12 +115,16 @@ pub struct Instance {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
     pub master_pid: i32,
+    /// Null when not known.
     pub postfix_version: Option<String>,
     pub actionable: bool,
     /// Why not actionable; empty when it is.
     pub reason: String,
     /// Whether Postfix would live through reading its configuration files as they are now.
     pub config_valid: bool,
+    /// The name of each field above that is null because it is not known, and why.
+    #[serde(default)]
+    pub unavailable: BTreeMap<String, String>,
     pub services: Vec<Service>,
 }
 
@@ -332,6 +336,7 @@ pub(crate) mod tests {
             actionable: true,
             reason: String::new(),
             config_valid: true,
+            unavailable: BTreeMap::new(),
             services,
         };
         Report {
@@ -384,22 +389,77 @@ pub(crate) mod tests {
         }
     }
 
+    fn has(value: &serde_json::Value, names: &[&str]) {
+        for name in names {
+            assert!(value.get(name).is_some(), "{name} in {value:#}");
+        }
+    }
+
     /// The names are the contract of DESIGN.md; other people's scripts hang on them.
     #[test]
     fn the_json_has_the_names_that_were_promised() {
         let json = serde_json::to_value(report()).unwrap();
-        let service = &json["instances"][0]["services"][0];
+        let instance = &json["instances"][0];
+        has(&json, &["version", "mode", "probes", "instances"]);
+        has(&json["probes"][0], &["name", "state", "reason"]);
+        has(
+            instance,
+            &[
+                "id",
+                "config_dir",
+                "master_pid",
+                "postfix_version",
+                "actionable",
+                "reason",
+                "services",
+            ],
+        );
+        for service in instance["services"].as_array().unwrap() {
+            has(
+                service,
+                &[
+                    "name",
+                    "type",
+                    "state",
+                    "pressure",
+                    "busy",
+                    "processes",
+                    "limit",
+                    "native_stress",
+                    "override",
+                    "accept_queue",
+                    "greeting_ms",
+                    "early_disconnects_per_s",
+                    "verdict",
+                    "unavailable",
+                ],
+            );
+            has(&service["verdict"], &["kind", "reasons"]);
+        }
+        let service = &instance["services"][0];
+        has(&service["accept_queue"], &["depth", "limit", "high_water"]);
+        has(&service["greeting_ms"], &["p50", "p99"]);
         assert_eq!(json["mode"], "enforce");
         assert_eq!(json["probes"][1]["state"], "unsupported");
         assert_eq!(service["type"], "inet");
         assert_eq!(service["state"], "stressed");
         assert_eq!(service["override"], serde_json::Value::Null);
-        assert_eq!(service["accept_queue"]["high_water"], 42);
-        assert_eq!(service["greeting_ms"]["p99"], 870.25);
         assert_eq!(service["verdict"]["kind"], "hogged");
+        let modes = serde_json::json!([Mode::Enforce, Mode::Observe, Mode::DryRun]);
+        assert_eq!(modes, serde_json::json!(["enforce", "observe", "dry-run"]));
+        let states = serde_json::json!([
+            ProbeState::Ok,
+            ProbeState::Fallback,
+            ProbeState::Unsupported,
+            ProbeState::Broken
+        ]);
         assert_eq!(
-            json["instances"][0]["services"][1]["pressure"],
-            serde_json::Value::Null
+            states,
+            serde_json::json!(["ok", "fallback", "unsupported", "broken"])
+        );
+        assert_eq!(
+            serde_json::json!(State::ALL),
+            serde_json::json!(["normal", "stressed", "recovering"])
         );
         let again: Report = serde_json::from_value(json.clone()).unwrap();
         assert_eq!(serde_json::to_value(again).unwrap(), json);

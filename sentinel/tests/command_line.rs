@@ -101,10 +101,11 @@ fn usage_is_64_and_help_is_no_error() {
         assert!(output.stderr.is_empty() && !output.stdout.is_empty());
     }
     for args in [&[][..], &["fly"], &["status", "--jsn"], &["run", "--config"]] {
-        let output = sentinel(args);
-        assert_eq!(output.status.code(), Some(64), "{args:?}");
-        assert!(output.stdout.is_empty() && !output.stderr.is_empty());
+        let said = refused(&sentinel(args), 64);
+        assert!(said.contains("--help"), "{said}");
     }
+    let said = refused(&sentinel(&["histroy"]), 64);
+    assert!(said.contains("'histroy'") && said.contains("'history'"), "{said}");
 }
 
 #[test]
@@ -118,6 +119,44 @@ fn a_bad_configuration_is_78_in_every_subcommand() {
         );
         let said = refused(&sentinel(&[command, "--config", "/nonexistent/config.toml"]), 78);
         assert!(said.contains("/nonexistent/config.toml does not exist"), "{said}");
+    }
+}
+
+#[test]
+fn a_configuration_that_is_no_text_or_has_another_type_is_78_in_words() {
+    let place = place("[detect]\ntrip = \"high\"\n");
+    let said = refused(&place.run(&["check"]), 78);
+    assert!(
+        said.contains("line 5") && said.contains("expected a number;"),
+        "{said}"
+    );
+    std::fs::write(&place.config, b"\xff\xfe").unwrap();
+    let said = refused(&place.run(&["check"]), 78);
+    assert!(said.contains("not UTF-8 text"), "{said}");
+}
+
+/// root without CAP_DAC_OVERRIDE before somebody else's files, which is what any other user is before ours.
+#[test]
+fn what_may_not_be_read_is_77_and_says_who_may() {
+    let place = place("");
+    let state = place.dir.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    std::fs::set_permissions(&state, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    std::os::unix::fs::chown(&state, Some(65534), Some(65534)).unwrap();
+    for command in ["history", "restore"] {
+        let output = Command::new("setpriv")
+            .args([
+                "--bounding-set",
+                "-all",
+                env!("CARGO_BIN_EXE_smtp-sentinel"),
+                command,
+                "--config",
+            ])
+            .arg(&place.config)
+            .output()
+            .unwrap();
+        let said = refused(&output, 77);
+        assert!(said.contains("; "), "what to do: {said}");
     }
 }
 
@@ -189,6 +228,38 @@ fn a_daemon_answers_is_alone_and_cleans_up() {
     assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
     assert!(!socket.exists());
     refused(&place.run(&["status"]), 69);
+}
+
+/// Ctrl-C ends it like systemd does, and `| head` is no failure of anybody's.
+#[test]
+fn an_interrupt_is_an_end_in_good_order_and_a_reader_may_leave() {
+    let place = place("[metrics]\nlisten = \"127.0.0.1:0\"\n");
+    let mut daemon = place.start();
+    // The first report comes a moment after the start.
+    while place.run(&["status"]).status.code() != Some(0) {
+        assert_eq!(daemon.child.try_wait().unwrap(), None, "it ended");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    for args in [
+        &["status"][..],
+        &["status", "--json"],
+        &["history"],
+        &["history", "--json"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_smtp-sentinel"))
+            .args(args)
+            .arg("--config")
+            .arg(&place.config)
+            .stdout(writer)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
+        assert!(output.stderr.is_empty(), "{args:?}: {output:?}");
+    }
+    kill(Pid::from_raw(daemon.child.id().cast_signed()), Signal::SIGINT).unwrap();
+    assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
 }
 
 #[test]

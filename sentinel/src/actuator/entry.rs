@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 use sha2::Digest as _;
 
@@ -104,19 +104,22 @@ pub struct HistoryEntry {
     pub action: Option<Action>,
     pub reasons: Vec<String>,
     pub outcome: Option<Outcome>,
+    /// An object, empty where there is nothing more to say.
+    #[serde(deserialize_with = "object")]
     pub detail: Value,
+}
+
+/// Earlier journals have a null where there is nothing to say.
+fn object<'de, D: Deserializer<'de>>(detail: D) -> Result<Value, D::Error> {
+    let detail = Option::<serde_json::Map<String, Value>>::deserialize(detail)?;
+    Ok(Value::Object(detail.unwrap_or_default()))
 }
 
 impl HistoryEntry {
     /// Says one thing more, beside what is in the detail already.
     pub(super) fn add_detail(&mut self, key: &str, value: &str) {
-        match &mut self.detail {
-            Value::Object(detail) => {
-                detail.insert(key.to_owned(), value.into());
-            }
-            Value::Null => self.detail = json!({ key: value }),
-            // Nothing of ours writes any other.
-            _ => {}
+        if let Value::Object(detail) = &mut self.detail {
+            detail.insert(key.to_owned(), value.into());
         }
     }
 
@@ -132,7 +135,7 @@ impl HistoryEntry {
             action: None,
             reasons: Vec::new(),
             outcome: None,
-            detail: Value::Null,
+            detail: json!({}),
         }
     }
 }
@@ -166,4 +169,83 @@ pub enum Outcome {
     Failed,
     Refused,
     DryRun,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names and words are the contract of DESIGN.md; other people's scripts hang on them.
+    #[test]
+    fn the_json_has_the_names_that_were_promised() {
+        let time = "2026-03-01T02:03:04.5Z".parse().unwrap();
+        let entry = HistoryEntry {
+            instance: Some("/etc/postfix".to_owned()),
+            service: Some("smtp/inet".to_owned()),
+            from: Some(State::Normal),
+            to: Some(State::Recovering),
+            action: Some(Action::Edit),
+            reasons: vec!["a".to_owned()],
+            outcome: Some(Outcome::DryRun),
+            detail: json!({ "b": 1 }),
+            ..HistoryEntry::new(time, Kind::OutsideEdit)
+        };
+        assert_eq!(
+            serde_json::to_value(entry).unwrap(),
+            json!({
+                "time": "2026-03-01T02:03:04.5Z", "kind": "outside_edit", "instance": "/etc/postfix", "service": "smtp/inet",
+                "from": "normal", "to": "recovering", "action": "edit", "reasons": ["a"], "outcome": "dry_run",
+                "detail": { "b": 1 },
+            })
+        );
+        assert_eq!(
+            serde_json::to_value(HistoryEntry::new(time, Kind::Probe)).unwrap(),
+            json!({
+                "time": "2026-03-01T02:03:04.5Z", "kind": "probe", "instance": null, "service": null,
+                "from": null, "to": null, "action": null, "reasons": [], "outcome": null, "detail": {},
+            })
+        );
+        let kinds = [
+            Kind::Transition,
+            Kind::Action,
+            Kind::Refusal,
+            Kind::Override,
+            Kind::OutsideEdit,
+            Kind::Restore,
+            Kind::Probe,
+        ];
+        assert_eq!(
+            json!(kinds),
+            json!([
+                "transition",
+                "action",
+                "refusal",
+                "override",
+                "outside_edit",
+                "restore",
+                "probe"
+            ])
+        );
+        let actions = [
+            Action::Edit,
+            Action::Reload,
+            Action::Shed,
+            Action::Headroom,
+            Action::Undo,
+        ];
+        assert_eq!(
+            json!(actions),
+            json!(["edit", "reload", "shed", "headroom", "undo"])
+        );
+        let outcomes = [Outcome::Done, Outcome::Failed, Outcome::Refused, Outcome::DryRun];
+        assert_eq!(json!(outcomes), json!(["done", "failed", "refused", "dry_run"]));
+    }
+
+    #[test]
+    fn a_detail_that_an_earlier_journal_has_as_null_is_an_empty_object() {
+        let mut old = serde_json::to_value(HistoryEntry::new(Timestamp::UNIX_EPOCH, Kind::Probe)).unwrap();
+        old["detail"] = Value::Null;
+        let entry: HistoryEntry = serde_json::from_value(old).unwrap();
+        assert_eq!(entry.detail, json!({}));
+    }
 }

@@ -30,7 +30,7 @@ const READ_AT_MOST: u64 = 4 * ROTATE_AT;
 /// Why the journal could not be kept or read.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    #[error("cannot read the journal {}: {source}", .path.display())]
+    #[error("cannot read the journal {}: {source}; run this as root, or see what is wrong with that file", .path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error(
         "cannot write the journal {}: {source}; without it a crash could not be undone, so nothing was changed",

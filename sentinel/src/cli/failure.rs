@@ -3,6 +3,11 @@
 use std::io;
 use std::process::ExitCode;
 
+use clap::CommandFactory;
+use clap::error::ErrorKind;
+
+use super::Cli;
+use super::plain::printable;
 use crate::actuator::{ActError, JournalError};
 use crate::config::ConfigError;
 use crate::control::{AskError, ControlError};
@@ -56,6 +61,33 @@ fn unless_denied(code: Code, source: &io::Error) -> Code {
     match source.kind() {
         io::ErrorKind::PermissionDenied => Code::NotPermitted,
         _ => code,
+    }
+}
+
+impl From<clap::Error> for Failure {
+    /// clap's text is a page; ours is its first line and its advice.
+    fn from(error: clap::Error) -> Self {
+        if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            let command = Cli::command();
+            let names: Vec<_> = command.get_subcommands().map(clap::Command::get_name).collect();
+            let sentence = format!(
+                "a subcommand is missing, one of {}; see `smtp-sentinel --help`",
+                names.join(", ")
+            );
+            return Self::new(Code::Usage, sentence);
+        }
+        let text = error.to_string();
+        let mut parts: Vec<_> = text
+            .lines()
+            .take(1)
+            .map(|line| line.trim_start_matches("error: "))
+            .collect();
+        parts.extend(
+            text.lines()
+                .filter_map(|line| line.trim_start().strip_prefix("tip: ")),
+        );
+        parts.push("see `smtp-sentinel --help`");
+        Self::new(Code::Usage, printable(&parts.join("; ")))
     }
 }
 

@@ -16,6 +16,9 @@ pub enum ConfigError {
     #[error("cannot read {}: {source}; make it readable for the user that runs smtp-sentinel", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
 
+    #[error("{} is not UTF-8 text; correct it, or name a configuration file with --config", path.display())]
+    NotText { path: PathBuf },
+
     #[error("{} is not a regular file of at most {limit} bytes; name a configuration file with --config", path.display())]
     NotAFile { path: PathBuf, limit: u64 },
 

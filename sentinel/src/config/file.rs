@@ -19,6 +19,9 @@ pub(super) fn read(path: &Path) -> Result<String, ConfigError> {
         ErrorKind::NotFound => ConfigError::Missing {
             path: path.to_owned(),
         },
+        ErrorKind::InvalidData => ConfigError::NotText {
+            path: path.to_owned(),
+        },
         _ => ConfigError::Unreadable {
             path: path.to_owned(),
             source,
@@ -69,7 +72,7 @@ pub(super) fn decode(text: &str, path: &Path) -> Result<Raw, ConfigError> {
             Some(unknown) => unknown.explain(text, path, line, &span),
             None => {
                 // toml spreads some messages over lines; ours is one sentence.
-                let message = error.message().lines().collect::<Vec<_>>().join(", ");
+                let message = in_words(&error.message().lines().collect::<Vec<_>>().join(", "));
                 ConfigError::Syntax {
                     path: path.to_owned(),
                     line,
@@ -78,6 +81,18 @@ pub(super) fn decode(text: &str, path: &Path) -> Result<Raw, ConfigError> {
             }
         }
     })
+}
+
+/// serde names what it expected by Rust's own types (serde_core de::Unexpected), which an operator need not know.
+fn in_words(message: &str) -> String {
+    let (head, expected) = message.rsplit_once("expected ").unwrap_or((message, ""));
+    match expected {
+        "f32" | "f64" => format!("{head}expected a number"),
+        "u8" | "u16" | "u32" | "u64" | "usize" => {
+            format!("{head}expected a whole number that is not negative")
+        }
+        _ => message.to_owned(),
+    }
 }
 
 /// 1-based line in which `span` begins.

@@ -3,7 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Dwell, RETRY_AFTER, State, lasted};
+use super::told::Told;
+use super::{BUDGET, Dwell, RETRY_AFTER, State, lasted};
 use crate::detector::{Verdict, VerdictKind};
 
 /// A short burst that drains by itself is no news.
@@ -40,8 +41,10 @@ pub struct RoomGate {
     pub native_stress: bool,
     /// How far maxproc may go; else why nowhere.
     pub room: Result<u32, String>,
-    /// The entry may be touched and a reload can be paid for; else why not.
-    pub permitted: Result<(), String>,
+    /// The entry may be touched; else why not.
+    pub actionable: Result<(), String>,
+    /// A reload can be paid for; else why not.
+    pub budget: Result<(), String>,
 }
 
 /// The headroom of one service.
@@ -52,7 +55,7 @@ pub struct Headroom {
     wanted_since: Option<Instant>,
     calm_since: Option<Instant>,
     retry_at: Option<Instant>,
-    told: Option<(String, Instant)>,
+    told: Told,
 }
 
 impl Headroom {
@@ -63,7 +66,7 @@ impl Headroom {
             wanted_since: None,
             calm_since: None,
             retry_at: None,
-            told: None,
+            told: Told::default(),
         }
     }
 
@@ -107,28 +110,28 @@ impl Headroom {
 
     fn wants(&mut self, now: Instant, verdict: &Verdict, gate: &RoomGate) -> RoomPlan {
         let mut reasons = verdict.reasons.clone();
-        let why = match (&gate.permitted, &gate.room) {
-            (Ok(()), Ok(maxproc)) => {
+        let (key, why) = match (&gate.room, &gate.actionable, &gate.budget) {
+            (Ok(maxproc), Ok(()), Ok(())) => {
                 return RoomPlan::Raise {
                     maxproc: *maxproc,
                     reasons,
                 };
             }
-            (_, Err(why)) | (Err(why), _) => why.clone(),
+            (Err(why), _, _) | (Ok(_), Err(why), _) => (why.as_str(), why),
+            (Ok(_), Ok(()), Err(why)) => (BUDGET, why),
         };
-        let again = |(told, at): &(String, Instant)| {
-            *told == why && now.saturating_duration_since(*at) < TELL_AGAIN_AFTER
-        };
+        if let Some(then) = now.checked_sub(TELL_AGAIN_AFTER) {
+            self.told.forget_until(then);
+        }
         // Of clients that sit on the slots the trip's own refusal tells.
         let surge = verdict.kind == VerdictKind::Surge && lasted(self.wanted_since, now, ALERT_AFTER);
-        if !surge || self.told.as_ref().is_some_and(again) {
+        if !surge || !self.told.is_news(key, now) {
             return RoomPlan::Nothing;
         }
         reasons.insert(
             0,
             format!("more slots would help, and there are none to be had: {why}"),
         );
-        self.told = Some((why, now));
         RoomPlan::Alert { reasons }
     }
 
@@ -172,7 +175,8 @@ mod tests {
             state: State::Normal,
             native_stress: false,
             room: Ok(80),
-            permitted: Ok(()),
+            actionable: Ok(()),
+            budget: Ok(()),
         }
     }
 
@@ -268,6 +272,25 @@ mod tests {
             hold(&mut headroom, &mut now, VerdictKind::Surge, &native, 20).len(),
             1
         );
+    }
+
+    /// A budget that counts seconds down, and room that comes and goes.
+    #[test]
+    fn an_alert_is_told_once_however_its_reason_flickers() {
+        let (mut headroom, mut now) = (Headroom::new(DWELL), crate::clock::now().mono);
+        let mut alerts = Vec::new();
+        for second in 0..120 {
+            let gate = RoomGate {
+                room: match second % 2 {
+                    0 => Ok(80),
+                    _ => Err("no memory".into()),
+                },
+                budget: Err(format!("{} s to go", 120 - second)),
+                ..gate()
+            };
+            alerts.extend(hold(&mut headroom, &mut now, VerdictKind::Surge, &gate, 1));
+        }
+        assert_eq!(alerts.len(), 2, "{alerts:?}");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod budget;
 mod headroom;
+mod told;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::budget::Budget;
 pub use self::headroom::{Headroom, RoomGate, RoomPlan};
+use self::told::Told;
 use crate::detector::{STALE_AFTER, Verdict, VerdictKind};
 
 /// Trips further back than this do not count as relapses.
@@ -22,6 +24,9 @@ const RELAPSE_WITHIN: Duration = Duration::from_secs(3600);
 
 /// The dwell before letting go is doubled at most this often.
 const MAX_DOUBLINGS: u32 = 3;
+
+/// Tells the refusals of the budget from others: their sentence counts seconds down.
+const BUDGET: &str = "budget";
 
 /// After this long without a verdict the edit is taken back: what the admin wrote is the safe state.
 const BLIND_LETS_GO: Duration = Duration::from_secs(300);
@@ -112,7 +117,7 @@ pub struct Transition {
 pub struct Step {
     pub plan: Plan,
     pub transition: Option<Transition>,
-    /// It would trip and must not, told once for each reason.
+    /// It would trip and must not, told once for each reason in an episode.
     pub refusal: Option<String>,
 }
 
@@ -134,8 +139,7 @@ pub struct Controller {
     yielded: bool,
     /// Trips within the last hour.
     trips: VecDeque<Instant>,
-    /// The refusal that was told last, so that it is not told ten times a second.
-    told: Option<String>,
+    told: Told,
 }
 
 impl Controller {
@@ -152,7 +156,7 @@ impl Controller {
             failures: 0,
             yielded: false,
             trips: VecDeque::new(),
-            told: None,
+            told: Told::default(),
         }
     }
 
@@ -165,6 +169,7 @@ impl Controller {
         self.watch(now, verdict.kind);
         if lasted(self.calm_since, now, self.clear_dwell()) {
             self.yielded = false;
+            self.told.forget();
         }
         let mut step = Step {
             plan: Plan::Nothing,
@@ -180,11 +185,8 @@ impl Controller {
                             reasons: verdict.reasons.clone(),
                         }
                     }
-                    Some(why) if self.told.as_ref() == Some(&why.key) => {}
-                    Some(why) => {
-                        self.told = Some(why.key);
-                        step.refusal = Some(why.sentence);
-                    }
+                    Some(why) if self.told.is_news(&why.key, now) => step.refusal = Some(why.sentence),
+                    Some(_) => {}
                 }
             }
             State::Normal => {}
@@ -216,6 +218,7 @@ impl Controller {
         self.calm_since = None;
         match act {
             Act::Trip => {
+                self.told.forget();
                 self.forget_old_trips(now);
                 self.trips.push_back(now);
                 Some(self.go(State::Stressed, reasons))
@@ -293,9 +296,6 @@ impl Controller {
         self.hogged_since = keep(self.hogged_since, kind == VerdictKind::Hogged);
         self.calm_since = keep(self.calm_since, kind == VerdictKind::Calm);
         self.blind_since = keep(self.blind_since, kind == VerdictKind::Unknown);
-        if self.hogged_since.is_none() {
-            self.told = None;
-        }
     }
 
     fn refusal(&self, gate: &Gate) -> Option<Refusal> {
@@ -322,9 +322,8 @@ impl Controller {
                 sentence,
             });
         }
-        // The budget's sentence counts seconds down: only the first one is told.
         gate.budget.as_ref().err().map(|why| Refusal {
-            key: "budget".into(),
+            key: BUDGET.into(),
             sentence: why.clone(),
         })
     }

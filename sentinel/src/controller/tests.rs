@@ -165,6 +165,73 @@ fn a_refusal_is_told_once_for_each_reason() {
     assert!(drive.acts.is_empty());
 }
 
+fn native() -> Gate {
+    Gate {
+        native_stress: true,
+        ..open()
+    }
+}
+
+/// In an attack the verdict flickers, and what keeps us from acting may too.
+#[test]
+fn a_refusal_is_told_once_an_episode_however_the_verdict_flickers() {
+    let mut drive = Drive::free();
+    let read_only = || Gate {
+        actionable: Err("read-only".into()),
+        ..open()
+    };
+    for _ in 0..100 {
+        for gate in [native, read_only] {
+            for kind in [VerdictKind::Hogged, VerdictKind::Surge, VerdictKind::Calm] {
+                for _ in 0..4 {
+                    drive.tick(kind, gate());
+                }
+            }
+        }
+    }
+    assert_eq!(drive.refusals.len(), 2, "{:?}", drive.refusals);
+    drive.hold(VerdictKind::Calm, 31);
+    for _ in 0..4 {
+        drive.tick(VerdictKind::Hogged, native());
+    }
+    assert_eq!(drive.refusals.len(), 3, "the next episode is news");
+    assert!(drive.acts.is_empty());
+}
+
+/// Somebody with a reason of his own for each second does not fill the history.
+#[test]
+fn the_refusals_of_an_episode_are_bounded() {
+    let mut drive = Drive::free();
+    for second in 0..600 {
+        for _ in 0..2 {
+            let gate = Gate {
+                actionable: Err(format!("reason {second}")),
+                ..open()
+            };
+            drive.tick(VerdictKind::Hogged, gate);
+        }
+    }
+    assert_eq!(drive.refusals.len(), Told::KINDS);
+}
+
+/// What stood in the way of a trip that came has been out of the way since: the next time is news.
+#[test]
+fn a_trip_makes_the_next_refusal_news() {
+    let mut drive = Drive::free();
+    let told = |drive: &mut Drive| {
+        for _ in 0..6 {
+            drive.tick(VerdictKind::Hogged, native());
+        }
+        drive.refusals.len()
+    };
+    assert_eq!(told(&mut drive), 1);
+    drive.hold(VerdictKind::Hogged, 3);
+    assert_eq!(drive.trips(), 1);
+    drive.hold(VerdictKind::Unknown, 303);
+    assert_eq!(drive.controller.state(), State::Normal);
+    assert_eq!(told(&mut drive), 2);
+}
+
 #[test]
 fn a_failed_act_is_not_tried_again_at_once() {
     let mut controller = Controller::new(DWELL);

@@ -148,7 +148,7 @@ fn actions(encoder: &mut DescriptorEncoder<'_>, counters: &Counters) -> Result<(
     let mut family = counter(
         encoder,
         "reloads",
-        "Reloads of Postfix by the sentinel, by how they ended",
+        "Reloads of Postfix by the sentinel, by how they ended; counted when that is known, 2 to 30 s after the signal",
     )?;
     for ((instance, result), n) in &counters.reloads {
         let result = match result {

@@ -43,6 +43,16 @@ pub enum PostconfError {
     },
 }
 
+impl PostconfError {
+    /// Whether the same question may be answered later, without a change of any file.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::NotRun { .. } | Self::TimedOut { .. } => true,
+            Self::Failed { .. } => false,
+        }
+    }
+}
+
 impl Postconf {
     /// The postconf of the Postfix whose daemons are in `daemon_dir`: the nearest first, since a machine can have two
     /// versions of Postfix. `None`: there is none that belongs to root and that nobody else can write.

@@ -44,6 +44,8 @@ pub(super) struct Engine {
     totals_at: Option<Instant>,
     watched: BTreeSet<ListenerId>,
     turns: Turns,
+    /// Whose questions are asked next.
+    asking: Turns,
 }
 
 pub(super) type Probed = HashMap<ListenerId, ListenerReading>;
@@ -80,6 +82,7 @@ impl Engine {
             totals_at: None,
             watched: BTreeSet::new(),
             turns: Turns::default(),
+            asking: Turns::default(),
         }
     }
 
@@ -99,6 +102,7 @@ impl Engine {
     pub(super) fn tick(&mut self, now: Now) {
         self.roster.keep(&self.config, &mut self.hands, now);
         let saw = self.attend_in_turn(now);
+        self.ask_in_turn();
         let due = |at: Instant| now.mono.saturating_duration_since(at) >= REPORT_EVERY;
         if saw || self.reported_at.is_none_or(due) {
             self.reported_at = Some(now.mono);
@@ -145,6 +149,24 @@ impl Engine {
             saw |= attend(instance, &mut self.hands, &self.config, &mut counted, now);
         }
         saw
+    }
+
+    /// Has the questions asked that there are, of as many instances as there is time for; all have been looked at before,
+    /// and are again before the next.
+    fn ask_in_turn(&mut self) {
+        let began = clock::now().mono;
+        let instances = &mut self.roster.instances;
+        for (nth, index) in self.asking.order(instances.len()).enumerate() {
+            let now = clock::now();
+            if !instances[index].has_questions() {
+                continue;
+            }
+            if !Turns::may_begin(nth, now.mono.saturating_duration_since(began)) {
+                self.asking.resume_at(index);
+                break;
+            }
+            ask(&mut instances[index], &mut self.hands, &self.config, now);
+        }
     }
 
     /// The daemon stops.
@@ -220,33 +242,18 @@ fn attend(
     counted: &mut Counted<'_>,
     now: Now,
 ) -> bool {
-    if !instance.count_processes(now.mono) {
-        instance.gone(now.mono);
+    instance.count_processes(now.mono);
+    if !instance.is_there(now.mono) {
         verify(instance, hands, false, now);
         return false;
     }
-    let reread = instance.refresh(config, now.mono);
-    if std::mem::take(&mut instance.changed) {
-        notice_danger(instance, hands, now);
-    }
-    if reread.is_some() {
-        for service in &mut instance.services {
-            service.rehearsed = None;
-        }
-    }
-    if hands.enforces(&instance.id) {
-        if let Some(reread) = reread {
-            outside::notice(instance, reread, hands, now);
-        }
-        outside::give_back_strays(instance, hands, now);
-    }
+    instance.look_for_changes(now.mono);
+    outside::give_back_strays(instance, hands, now);
     if !instance.wants_a_look(config, counted, now.mono) {
-        rehearse(instance, hands, now);
         return false;
     }
     let probed = counted.get();
     let found = instance.look(config, probed, now.mono);
-    rehearse(instance, hands, now);
     let judged = clock::now();
     for (index, found) in found.into_iter().enumerate() {
         let service = &mut instance.services[index];
@@ -262,16 +269,33 @@ fn attend(
     true
 }
 
-/// Has the questions of the trip that may come asked beforehand, once for each file and each number of slots.
-fn rehearse(instance: &mut Instance, hands: &mut Hands, now: Now) {
-    for index in 0..instance.services.len() {
-        let service = &mut instance.services[index];
-        let change = service.change(true);
-        let wanted = service.watched.actionable.is_ok() && !service.in_force() && instance.danger.is_none();
-        if wanted && service.rehearsed.replace(change) != Some(change) {
-            hands.rehearse(&instance.target(index), change, now);
-        }
+/// Asks postconf(1) what there is to ask about an instance, in small portions: whatever waits for an answer keeps every
+/// instance waiting.
+fn ask(instance: &mut Instance, hands: &mut Hands, config: &Config, now: Now) {
+    if let Some(index) = instance.unrehearsed() {
+        rehearse(instance, index, hands, now);
+        return;
     }
+    let reread = instance.read_changes(config, now.mono);
+    if std::mem::take(&mut instance.changed) {
+        notice_danger(instance, hands, now);
+    }
+    let Some(reread) = reread else {
+        return;
+    };
+    for service in &mut instance.services {
+        service.rehearsed = None;
+    }
+    if hands.enforces(&instance.id) {
+        outside::notice(instance, reread, hands, now);
+    }
+}
+
+/// Has the questions of the trip that may come asked beforehand.
+fn rehearse(instance: &mut Instance, index: usize, hands: &mut Hands, now: Now) {
+    let change = instance.services[index].change(true);
+    instance.services[index].rehearsed = Some(change);
+    hands.rehearse(&instance.target(index), change, now);
 }
 
 /// Somebody has made a reload dangerous, or has mended it: an alarm where the files are broken, and its end.
@@ -297,8 +321,9 @@ fn notice_danger(instance: &mut Instance, hands: &mut Hands, now: Now) {
     }
     // A clear that came meanwhile took our lines out, and the master still runs with them.
     let waiting = instance.danger.is_none() && !instance.services.iter().any(Service::has_ours);
-    if waiting && hands.mode() == Mode::Enforce {
-        hands.give_back(&instance.master.home(), now);
+    let home = instance.master.home();
+    if waiting && hands.may_give_back(&home) {
+        hands.give_back(&home, now);
     }
 }
 
@@ -374,7 +399,7 @@ pub(super) fn carry_out(
             }
         }
     }
-    let mut detail = serde_json::Value::Null;
+    let mut detail = serde_json::json!({});
     if let Ok(Done::InFlight(in_flight)) = result {
         if let Some(crossing) = crossing {
             detail = reaction(crossing, now.mono, in_flight.verification.signalled());

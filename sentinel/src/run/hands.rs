@@ -217,16 +217,41 @@ impl Hands {
         self.actuator.open_intents().iter().any(about)
     }
 
+    /// Whether what is ours in this master.cf may be given back. Observe mode forbids new edits, and not that; but then
+    /// what is there may as well be of a sentinel that acts, unless the journal says that it is ours.
+    pub(super) fn may_give_back(&self, home: &Home) -> bool {
+        match self.mode {
+            Mode::Enforce => true,
+            Mode::Observe => self.owes(home),
+            Mode::DryRun => false,
+        }
+    }
+
+    /// Whether lines that no act of this run stands for are ours to take out: not while another sentinel is in charge.
+    /// Call [`Hands::let_others`] afterwards.
+    pub(super) fn may_take_out(&mut self, home: &Home) -> bool {
+        self.actuator.claim(home).is_ok()
+    }
+
+    /// Who only observes is in charge of a file for no longer than it takes to give something back.
+    pub(super) fn let_others(&mut self, home: &Home) {
+        if self.mode == Mode::Observe {
+            self.actuator.release(home);
+        }
+    }
+
     /// Gives back whatever of ours is in these files, and in those that the journal names.
     pub(super) fn restore(&mut self, homes: &[Home], now: Now) {
         let report = self.actuator.restore(homes, now);
         self.tell_restored(&report);
+        homes.iter().for_each(|home| self.let_others(home));
     }
 
     /// Gives back whatever of ours is in the file of one instance.
     pub(super) fn give_back(&mut self, home: &Home, now: Now) -> RestoreReport {
         let report = self.actuator.restore_only(std::slice::from_ref(home), now);
         self.tell_restored(&report);
+        self.let_others(home);
         report
     }
 
@@ -304,7 +329,7 @@ impl Hands {
     }
 
     pub(super) fn transition(&mut self, instance: &str, service: &ServiceId, change: Transition, now: Now) {
-        self.transition_with(instance, service, change, serde_json::Value::Null, now);
+        self.transition_with(instance, service, change, json!({}), now);
     }
 
     /// With what else is known of it.

@@ -26,6 +26,10 @@ use crate::sock_diag::SockDiag;
 /// How often the configuration files are looked at for changes of other hands.
 const CONFIGURATION_EVERY: Duration = Duration::from_secs(1);
 
+/// After a reading of them that failed, this long until the next one, and twice as long after each further failure.
+const READ_AGAIN_AFTER: Duration = Duration::from_secs(10);
+const READ_AGAIN_AT_MOST: Duration = Duration::from_secs(300);
+
 /// How often a quiet service gets a full look: the walk over the established connections is what costs.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -63,6 +67,10 @@ pub(super) struct Instance {
     /// A configuration file has changed, whether or not it could be read, and nobody has asked yet whether a master would
     /// survive it.
     pub(super) changed: bool,
+    /// The configuration files are to be read.
+    unread: bool,
+    /// They could not be read, or not all of what they mean.
+    read_again: Option<Retry>,
     processes: Processes,
     eyes: Eyes,
     /// Where postscreen listens, if it does.
@@ -108,6 +116,13 @@ impl Stamp {
     }
 }
 
+/// When the configuration files are read again, and how long that had to wait.
+#[derive(Debug)]
+struct Retry {
+    wait: Duration,
+    at: Instant,
+}
+
 /// What reading master.cf again showed.
 #[derive(Debug)]
 pub(super) struct Reread {
@@ -126,10 +141,12 @@ impl Instance {
             version: None,
             budget: Budget::new(config.act.min_interval, config.act.max_reloads_per_hour),
             services: Vec::new(),
-            trouble: String::new(),
+            trouble: "its configuration has not been read yet".into(),
             danger: None,
             replaceable: Ok(()),
             changed: false,
+            unread: false,
+            read_again: None,
             processes: Processes::default(),
             eyes,
             screened: Vec::new(),
@@ -158,9 +175,12 @@ impl Instance {
         self.master = master;
     }
 
-    /// The master is not there at `now`.
-    pub(super) fn gone(&mut self, now: Instant) {
-        self.gone_since.get_or_insert(now);
+    /// Whether the master is there at `now`, when its processes have just been counted. One that is back without having
+    /// been away (a moment in which /proc could not be read) has not been gone.
+    pub(super) fn is_there(&mut self, now: Instant) -> bool {
+        let there = self.processes.show_life() || self.alive();
+        self.gone_since = (!there).then(|| self.gone_since.unwrap_or(now));
+        there
     }
 
     /// The master was not there in the last tick.
@@ -226,27 +246,65 @@ impl Instance {
         ))
     }
 
-    /// Reads master.cf and main.cf again if they have changed since, and can be read.
-    pub(super) fn refresh(&mut self, config: &Config, now: Instant) -> Option<Reread> {
+    /// Looks whether master.cf and main.cf have changed since they were read, which costs next to nothing.
+    pub(super) fn look_for_changes(&mut self, now: Instant) {
         if self
             .stamped_at
             .is_some_and(|at| now.saturating_duration_since(at) < CONFIGURATION_EVERY)
         {
-            return None;
+            return;
         }
         self.stamped_at = Some(now);
+        self.unread |= self.read_again.as_ref().is_some_and(|retry| now >= retry.at);
         let stamp = Stamp::of(&self.master.home());
         if stamp == self.stamp {
-            return None;
+            return;
         }
         if stamp.written_in_place(&self.stamp) && self.unsettled.as_ref() != Some(&stamp) {
             self.unsettled = Some(stamp);
-            return None;
+            return;
         }
         self.unsettled = None;
         self.stamp = stamp;
         self.changed = true;
-        self.read_configuration(config)
+        self.unread = true;
+        self.read_again = None;
+    }
+
+    /// Whether there is something to ask postconf(1): an answer takes some 10 ms, and on a busy machine a second.
+    pub(super) fn has_questions(&self) -> bool {
+        !self.is_gone() && (self.unread || self.changed || self.unrehearsed().is_some())
+    }
+
+    /// The first service whose trip is to be rehearsed: once for each file and each number of slots.
+    pub(super) fn unrehearsed(&self) -> Option<usize> {
+        let wanted = |service: &Service| {
+            service.watched.actionable.is_ok()
+                && !service.in_force()
+                && service.rehearsed != Some(service.change(true))
+        };
+        let settled = !self.unread && !self.changed && self.danger.is_none();
+        settled.then(|| self.services.iter().position(wanted)).flatten()
+    }
+
+    /// Reads master.cf and main.cf, if they have changed and can be read.
+    pub(super) fn read_changes(&mut self, config: &Config, now: Instant) -> Option<Reread> {
+        if !std::mem::take(&mut self.unread) {
+            return None;
+        }
+        let waited = self.read_again.take().map(|retry| retry.wait);
+        let reread = self.read_configuration(config);
+        if reread.is_none()
+            || !self
+                .services
+                .iter()
+                .all(|service| service.shedding.is_configured())
+        {
+            // A program that gave no answer in time may do so later, and nobody changes a file for that.
+            let wait = waited.map_or(READ_AGAIN_AFTER, |last| (last * 2).min(READ_AGAIN_AT_MOST));
+            self.read_again = Some(Retry { wait, at: now + wait });
+        }
+        reread
     }
 
     fn read_configuration(&mut self, config: &Config) -> Option<Reread> {
@@ -318,13 +376,12 @@ impl Instance {
         })
     }
 
-    /// Counts the smtpd processes, which costs next to nothing. `false` when the master is gone.
-    pub(super) fn count_processes(&mut self, now: Instant) -> bool {
+    /// Counts the smtpd processes, which costs next to nothing.
+    pub(super) fn count_processes(&mut self, now: Instant) {
         self.smtpd = match self.processes.update(&self.master) {
             Ok(smtpd) => Reading::exact(smtpd, now),
             Err(error) => Reading::unavailable(format!("cannot list the processes of the master: {error}")),
         };
-        self.processes.show_life() || self.alive()
     }
 
     /// Whether the sockets are to be looked at in this tick.
@@ -425,5 +482,96 @@ impl Instance {
     /// A service, and the window on its sockets.
     pub(super) fn service_and_sockets(&mut self, index: usize) -> Option<(&mut Service, &mut SockDiag)> {
         Some((self.services.get_mut(index)?, self.eyes.window()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// This process in the place of a master.
+    fn master() -> Master {
+        let pid = std::process::id().cast_signed();
+        let stat = procfs::process::Process::new(pid).unwrap().stat().unwrap();
+        Master {
+            pid,
+            start_time: stat.starttime,
+            root: Root::Own,
+            config_dir: "/nowhere".into(),
+            queue_dir: "/nowhere".into(),
+            daemon_dir: "/nowhere".into(),
+            netns: 0,
+        }
+    }
+
+    #[test]
+    fn a_postconf_that_cannot_answer_is_asked_again_a_while_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = |text: &str| {
+            let path = dir.path().join("postconf");
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        };
+        std::fs::write(dir.path().join("master.cf"), "smtp inet n - n - - smtpd\n").unwrap();
+        let main_cf = std::fs::File::create(dir.path().join("main.cf")).unwrap();
+        // postconf(1) waits until it is 2 s old.
+        main_cf.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        let config = Config::default();
+        let mut instance = Instance::new(
+            Master {
+                config_dir: dir.path().into(),
+                daemon_dir: dir.path().into(),
+                ..master()
+            },
+            &config,
+        );
+        assert!(instance.trouble.contains("not been read yet"));
+        let start = clock::now().mono;
+        let look = |instance: &mut Instance, seconds: u64| {
+            let now = start + Duration::from_secs(seconds);
+            instance.look_for_changes(now);
+            let asked = instance.has_questions();
+            instance.changed = false;
+            (asked, instance.read_changes(&config, now).is_some())
+        };
+
+        program("#!/nonexistent/shell\n");
+        assert_eq!(look(&mut instance, 0), (true, false));
+        assert!(instance.trouble.contains("cannot run"), "{}", instance.trouble);
+        assert_eq!(look(&mut instance, 9), (false, false), "not at once");
+        assert_eq!(look(&mut instance, 10), (true, false));
+        program("#!/bin/sh\nexec /usr/sbin/postconf \"$@\"\n");
+        assert_eq!(look(&mut instance, 20), (false, false), "twice as long");
+        assert_eq!(look(&mut instance, 30), (true, true));
+        assert_eq!((instance.trouble.as_str(), instance.services.len()), ("", 1));
+        assert_eq!(instance.unrehearsed(), Some(0));
+        instance.services[0].rehearsed = Some(instance.services[0].change(true));
+        assert_eq!(look(&mut instance, 600), (false, false), "all is known");
+    }
+
+    #[test]
+    fn a_master_that_was_not_seen_for_a_moment_has_not_been_gone() {
+        let start = clock::now().mono;
+        let mut instance = Instance::new(master(), &Config::default());
+        assert!(instance.is_there(start));
+        let seen = std::mem::replace(&mut instance.master.start_time, 0);
+        assert!(!instance.is_there(start) && instance.is_gone());
+        assert!(!instance.is_there(start + TICK));
+        assert_eq!(
+            instance.gone_for(start + TICK),
+            Some(TICK),
+            "since it was missed first"
+        );
+        instance.master.start_time = seen;
+        assert!(instance.is_there(start + TICK * 2));
+        assert_eq!(
+            (instance.is_gone(), instance.gone_for(start + TICK * 300)),
+            (false, None)
+        );
+        instance.master.start_time = 0;
+        instance.is_there(start + TICK * 300);
+        assert_eq!(instance.gone_for(start + TICK * 301), Some(TICK));
     }
 }

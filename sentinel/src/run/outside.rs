@@ -9,9 +9,13 @@ use super::service::Service;
 use crate::clock::Now;
 use crate::controller::State;
 use crate::postfix::edit;
+use crate::status::Mode;
 
 /// A script that edits in a loop does not fill the history.
 const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// Lines of another sentinel that is in charge are looked at again after this long.
+const OTHERS_FOR: Duration = Duration::from_secs(60);
 
 const TAKEN_OUT: &str =
     "our lines are no longer in master.cf: somebody else took them out, and they stay out";
@@ -96,7 +100,12 @@ fn tell_changed(instance: &str, service: &mut Service, hands: &mut Hands, now: N
 fn give_up(instance: &str, service: &mut Service, why: &str, hands: &mut Hands, now: Now) {
     let id = service.watched.id.clone();
     hands.outside_edit(instance, &id, why, service.controller.state(), now);
-    service.under_way = None;
+    if let Some(overtaken) = service.under_way.take() {
+        hands.confirmed(
+            &overtaken,
+            "the master lives; somebody else's edit came before a new smtpd was started",
+        );
+    }
     if service.headroom.raised() {
         service.lowered(now.mono);
         service.headroom.lost(now.mono);
@@ -146,17 +155,28 @@ fn settle(instance: &mut Instance, given_up: &[Option<usize>], hands: &mut Hands
     }
 }
 
-/// Takes out lines of ours that no act of this run stands for, when the budget has a reload for it.
+/// Takes out lines of ours that no act of this run stands for, when the budget has a reload for it: also where new edits
+/// are forbidden, by the configuration or by the mode of the pod. What is ours is given back.
 pub(super) fn give_back_strays(instance: &mut Instance, hands: &mut Hands, now: Now) {
     // They may be another sentinel's.
-    if instance.replaceable.is_err() {
+    if hands.mode() == Mode::DryRun || instance.replaceable.is_err() {
         return;
     }
+    let home = instance.master.home();
     for index in 0..instance.services.len() {
         let service = &instance.services[index];
         let mark = service.watched.own_limit.is_some() && !service.headroom.raised();
         let stray = !service.in_force() && (service.lines_in_file || mark) && service.at_leisure(now.mono);
         if !stray || service.controller.waits(now.mono) || !instance.budget.may_give_back(now.mono) {
+            continue;
+        }
+        let seen = &mut instance.services[index].others_seen;
+        if seen.is_some_and(|at| now.mono.saturating_duration_since(at) < OTHERS_FOR) {
+            continue;
+        }
+        // Who only observes holds no claim that would have told.
+        if !hands.may_take_out(&home) {
+            *seen = Some(now.mono);
             continue;
         }
         let target = instance.target(index);
@@ -173,5 +193,6 @@ pub(super) fn give_back_strays(instance: &mut Instance, hands: &mut Hands, now: 
             Ok(Done::Pretended) => {}
             Err(_) => service.controller.failed(now.mono),
         }
+        hands.let_others(&home);
     }
 }

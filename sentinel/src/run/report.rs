@@ -17,6 +17,14 @@ pub(super) fn instance(
     actionable: &Result<(), String>,
     pods: &Pods,
 ) -> status::Instance {
+    let mut unavailable = BTreeMap::new();
+    if instance.version.is_none() {
+        let why = match instance.trouble.as_str() {
+            "" => "only postconf(1) tells it, which gave no answer, and is not asked about a container",
+            trouble => trouble,
+        };
+        unavailable.insert("postfix_version".to_owned(), why.to_owned());
+    }
     status::Instance {
         id: instance.id.clone(),
         config_dir: instance.master.config_dir.display().to_string(),
@@ -27,6 +35,7 @@ pub(super) fn instance(
         actionable: actionable.is_ok(),
         reason: actionable.as_ref().err().cloned().unwrap_or_default(),
         config_valid: instance.danger.as_ref().and_then(Danger::broken).is_none(),
+        unavailable,
         services: instance.services.iter().map(service).collect(),
     }
 }
@@ -163,5 +172,47 @@ fn listener(look: &ListenerLook) -> status::Listener {
             high_water: probed_peak.unwrap_or(0).max(look.socket.depth),
         }),
         counts: look.probed.as_ref().map(|probed| probed.counts.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::postfix::ServiceId;
+    use crate::postfix::services::WatchedService;
+
+    #[test]
+    fn whatever_is_null_has_its_reason() {
+        let watched = WatchedService {
+            id: ServiceId {
+                name: "smtp".into(),
+                kind: "inet".into(),
+            },
+            limit: ProcessLimit::Of(20),
+            own_limit: None,
+            listens: vec![],
+            native: true,
+            actionable: Ok(()),
+        };
+        let report = service(&Service::new(watched, &Config::default()));
+        let json = serde_json::to_value(report).unwrap();
+        // Nothing is ours in master.cf, and there is no order: that is known.
+        let known = ["own_limit", "override"];
+        let nulls = json
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(_, value)| value.is_null());
+        let mut nulls: Vec<_> = nulls
+            .map(|(name, _)| name)
+            .filter(|name| !known.contains(&name.as_str()))
+            .collect();
+        nulls.sort();
+        let unavailable = json["unavailable"].as_object().unwrap();
+        let mut explained: Vec<_> = unavailable.keys().collect();
+        explained.sort();
+        assert_eq!(nulls, explained);
+        assert_eq!(nulls.len(), 8);
     }
 }

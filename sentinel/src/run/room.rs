@@ -64,9 +64,8 @@ fn gate(instance: &Instance, index: usize, hands: &Hands, now: Now) -> RoomGate 
         state: service.controller.state(),
         native_stress: service.watched.native && service.seen.as_ref().is_some_and(native),
         room: service.room.clone(),
-        permitted: instance_actionable(instance, hands)
-            .and_then(|()| service.watched.actionable.clone())
-            .and_then(|()| instance.budget.may_trip(now.mono)),
+        actionable: instance_actionable(instance, hands).and_then(|()| service.watched.actionable.clone()),
+        budget: instance.budget.may_trip(now.mono),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::controller::{Act, State, Transition};
 use crate::postfix::discovery::{Survey, Unseen};
 use crate::postfix::root::Container;
 use crate::postfix::{Home, Master, discovery, fair};
-use crate::status::{self, Mode};
+use crate::status;
 
 /// Between two searches through /proc for masters; one that has died is looked for at once.
 const DISCOVER_EVERY: Duration = Duration::from_secs(5);
@@ -261,7 +261,7 @@ fn give_back(instance: &mut Instance, hands: &mut Hands, why: &str, now: Now) ->
     let ours = |service: &Service| service.has_ours() || service.lines_in_file;
     let home = instance.master.home();
     let any = instance.services.iter().any(ours) || hands.owes(&home);
-    if any && hands.mode() == Mode::Enforce {
+    if any && hands.may_give_back(&home) {
         match gone_container(&home, instance.alive()) {
             Some(container) => hands.abandon(container, &home, now),
             None => complete = hands.give_back(&home, now).complete(),

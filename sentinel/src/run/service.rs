@@ -39,6 +39,8 @@ pub(super) struct Service {
     pub(super) lines_in_file: bool,
     /// When the history was told last that somebody else edits the file while our lines are in it.
     pub(super) outside_told: Option<Instant>,
+    /// When lines on the entry were last found to be of another sentinel.
+    pub(super) others_seen: Option<Instant>,
     pub(super) shedding: Shedding,
     /// When the kernel was last asked for its connections.
     pub(super) walked_at: Option<Instant>,
@@ -72,6 +74,7 @@ impl Service {
             rehearsed: None,
             lines_in_file: false,
             outside_told: None,
+            others_seen: None,
             shedding: Shedding::new(config.detect.dwell),
             walked_at: None,
         }

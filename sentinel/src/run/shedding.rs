@@ -26,10 +26,27 @@ const PER_LOOK: u32 = 10;
 #[derive(Debug)]
 pub(super) struct Shedding {
     /// Why nothing is shed, when the limits of stress mode are not known.
-    limits: Result<Limits, String>,
+    limits: Result<Limits, Unread>,
     trusted: Trusted,
     ledger: Ledger,
     tally: Option<Tally>,
+}
+
+/// Why the limits are not known.
+#[derive(Debug)]
+struct Unread {
+    reason: String,
+    /// It may be known later, without a change of any file.
+    passing: bool,
+}
+
+impl From<String> for Unread {
+    fn from(reason: String) -> Self {
+        Self {
+            reason,
+            passing: false,
+        }
+    }
 }
 
 /// What was shed since the last entry in history.
@@ -44,7 +61,9 @@ impl Shedding {
     /// `dwell` is the calm that has to last before stress mode is let go.
     pub(super) fn new(dwell: Duration) -> Self {
         Self {
-            limits: Err("the limits of stress mode have not been read yet".into()),
+            limits: Err("the limits of stress mode have not been read yet"
+                .to_owned()
+                .into()),
             trusted: Trusted::default(),
             ledger: Ledger::new(dwell),
             tally: None,
@@ -60,7 +79,7 @@ impl Shedding {
             }
             Err(reason) => self.limits = Err(reason),
         }
-        if let Err(reason) = &self.limits {
+        if let Err(Unread { reason, .. }) = &self.limits {
             tracing::warn!(service = %entry.id, "nothing will be shed: {reason}");
         }
         if !self.trusted.unread.is_empty() {
@@ -69,19 +88,30 @@ impl Shedding {
         }
     }
 
-    fn read(master: &Master, entry: &Entry) -> Result<(Limits, Trusted), String> {
-        let words = |error: LimitsError| error.to_string();
+    /// Whether asking again would bring nothing new.
+    pub(super) fn is_configured(&self) -> bool {
+        !matches!(self.limits, Err(Unread { passing: true, .. }))
+    }
+
+    fn read(master: &Master, entry: &Entry) -> Result<(Limits, Trusted), Unread> {
+        let words = |error: LimitsError| Unread {
+            passing: matches!(&error, LimitsError::Postconf(error) if error.is_passing()),
+            reason: error.to_string(),
+        };
         if master.root.container().is_some() {
             let main_cf = main_cf::read(&master.home()).map_err(|error| error.to_string())?;
             let limits = literal_limits(&main_cf, entry).map_err(words)?;
             return Ok((limits, literal_mynetworks(&main_cf).map_err(words)?));
         }
-        let postconf =
-            Postconf::of(master).ok_or("there is no postconf(1) to tell the limits of stress mode")?;
+        let postconf = Postconf::of(master)
+            .ok_or_else(|| "there is no postconf(1) to tell the limits of stress mode".to_owned())?;
         let limits = stress_limits(&postconf, &master.config_dir, entry).map_err(words)?;
         let values = postconf
             .parameters(&master.config_dir, &[], &["mynetworks"])
-            .map_err(|error| format!("mynetworks is not known: {error}"))?;
+            .map_err(|error| Unread {
+                passing: error.is_passing(),
+                reason: format!("mynetworks is not known: {error}"),
+            })?;
         let trusted = Trusted::of(values.get("mynetworks").map_or("", String::as_str));
         Ok((limits, trusted))
     }
@@ -99,7 +129,7 @@ impl Shedding {
             Ok(limits) => {
                 Reading::sampled(self.ledger.ended_per_s() * limits.calm_timeout.as_secs_f64(), now)
             }
-            Err(reason) => Reading::unavailable(reason),
+            Err(unread) => Reading::unavailable(&unread.reason),
         }
     }
 

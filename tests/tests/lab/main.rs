@@ -14,6 +14,7 @@ mod flood;
 mod ground;
 mod hands;
 mod headroom;
+mod idle;
 mod manifests;
 mod master_cf;
 mod monitoring;

@@ -11,6 +11,7 @@ use sentinel_lab::senders::Traffic;
 use sentinel_lab::sentinel::{Sentinel, Settings};
 use sentinel_lab::{Lab, master_cf};
 use smtp_sentinel::controller::State;
+use smtp_sentinel::postfix::{ServiceId, edit};
 
 use super::*;
 
@@ -374,4 +375,37 @@ fn our_lines_in_a_copy_that_is_put_back_go_again() {
         &format!("{original}# kept\n"),
     );
     wait_until("the third reload", PATIENCE, || Ok(lab.postfix.reloads() == 3)).unwrap();
+}
+
+/// Observe mode forbids new edits. What is ours is given back in it too.
+#[test]
+fn our_lines_go_in_observe_mode_too_and_no_new_ones_come() {
+    let lab = lab();
+    let original = text(&lab);
+    let sentinel = Sentinel::install_with(&lab, &observing()).unwrap();
+    let daemon = sentinel.start().unwrap();
+    daemon.wait_state(State::Normal).unwrap();
+    let smtp = ServiceId {
+        name: "smtp".into(),
+        kind: "inet".into(),
+    };
+    let copy = edit::insert(original.as_bytes(), &smtp, jiff::Timestamp::UNIX_EPOCH).unwrap();
+    lab.postfix.replace_master_cf(&copy).unwrap();
+    lab.postfix.reload().unwrap();
+    wait_told(&sentinel, "without an act of ours");
+    wait_bytes(&lab, "their copy without our lines", &original);
+    wait_until("the reload after theirs", PATIENCE, || {
+        Ok(lab.postfix.reloads() == 2)
+    })
+    .unwrap();
+    let _attackers = flood(&lab);
+    wait_until("the refusal", PATIENCE, || {
+        let history = sentinel.history()?;
+        Ok(count(&history, |entry| {
+            entry.kind == "refusal" && entry.tells("observe mode")
+        }) == 1)
+    })
+    .unwrap();
+    assert_eq!(text(&lab), original);
+    assert_eq!(lab.postfix.reloads(), 2);
 }

@@ -10,7 +10,7 @@ use sentinel_lab::Lab;
 use sentinel_lab::attackers::{Attack, Attackers};
 use sentinel_lab::clock::wait_until;
 use sentinel_lab::senders::{Senders, Traffic};
-use sentinel_lab::sentinel::{Daemon, Entry, Sentinel};
+use sentinel_lab::sentinel::{Daemon, Entry, Sentinel, Settings};
 use smtp_sentinel::controller::State;
 
 use crate::{PATIENCE, without_shedding};
@@ -29,6 +29,15 @@ fn lab() -> Lab {
 
 fn install(lab: &Lab) -> Sentinel {
     Sentinel::install_with(lab, &without_shedding()).unwrap()
+}
+
+/// Without leave to edit.
+fn observing() -> Settings {
+    Settings {
+        name: "observer".to_owned(),
+        act: "mode = \"observe\"".to_owned(),
+        ..Settings::default()
+    }
 }
 
 fn flood(lab: &Lab) -> Attackers {

@@ -229,3 +229,30 @@ fn a_postfix_that_stops_under_stress_gets_its_file_back() {
     daemon.wait_state(State::Normal).unwrap();
     assert_eq!(text(&lab), original);
 }
+
+/// Who only observes was there first, and neither keeps the other one from acting nor takes its lines out.
+#[test]
+fn who_observes_leaves_a_file_to_who_acts() {
+    let lab = lab();
+    let original = text(&lab);
+    let observer = Sentinel::install_with(&lab, &observing()).unwrap();
+    let watching = observer.start().unwrap();
+    watching.wait_state(State::Normal).unwrap();
+    let sentinel = install(&lab);
+    let (daemon, _attackers, _senders) = trip(&lab, &sentinel);
+    let ours = text(&lab);
+    watching.wait_verdict("hogged").unwrap();
+    std::thread::sleep(A_WHILE);
+    assert_eq!(text(&lab), ours);
+    assert_ne!(ours, original);
+    assert_eq!(lab.postfix.reloads(), 1);
+    let history = observer.history().unwrap();
+    assert!(
+        history.iter().all(|entry| entry.kind != "outside_edit"),
+        "{history:#?}"
+    );
+    assert_eq!(watching.terminate().unwrap(), Some(0));
+    assert_eq!(text(&lab), ours);
+    assert_eq!(daemon.terminate().unwrap(), Some(0));
+    assert_eq!(text(&lab), original);
+}

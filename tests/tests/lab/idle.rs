@@ -1,13 +1,12 @@
 //! What the daemon does while nothing happens, told in system calls: on a quiet machine they are what it costs.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use sentinel_lab::Lab;
 use sentinel_lab::sentinel::Sentinel;
 use sentinel_lab::syscalls;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use super::PATIENCE;
 
 /// Beside the sleep itself: one read per instance.
 const QUIET_TICK: usize = 1;
