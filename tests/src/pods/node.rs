@@ -245,11 +245,11 @@ impl Node {
         Ok(pid)
     }
 
-    /// Runs a program of a container's own in its mount namespace.
+    /// Runs a program of a container's own in its mount and pid namespaces: its /proc is of the latter.
     pub(super) fn run_in(&self, pid: u32, words: &[&str]) -> Result<()> {
         let mut command = self.enter("nsenter");
         command
-            .args(["--target", &pid.to_string(), "--mount"])
+            .args(["--target", &pid.to_string(), "--mount", "--pid"])
             .args(words);
         let output = command.output()?;
         ensure!(

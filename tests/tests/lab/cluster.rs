@@ -178,6 +178,9 @@ fn what_a_pod_s_annotation_says_is_done_and_told_by_the_pod_s_name() {
 
     // Off in the midst, while its file cannot be replaced: it is held until what is ours is out.
     scene.pod.cover_master_cf().unwrap();
+    scene.wait("to be seen as mounted over", |one| {
+        one.reason.contains("mount of its own")
+    });
     scene.annotate(Some("off"));
     scene.until("an attempt to fail", || {
         let history = scene.sentinel.history().unwrap();
