@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use smtp_sentinel::clock;
-use smtp_sentinel::probes::{Probes, quantile_ms};
+use smtp_sentinel::probes::{ListenerReading, Probes, quantile_ms};
 
 use crate::harness::{GREETING, Server, fact, greet, probes, read, read_when};
 
@@ -133,13 +133,26 @@ fn two_sentinels_see_the_same_greeting() {
     let server = Server::new(16);
     first.watch(&[server.id]);
     second.watch(&[server.id]);
-    let mut client = server.connect();
-    let mut accepted = server.accept();
-    thread::sleep(Duration::from_millis(20));
-    greet(&mut accepted, &mut client);
-    client.write_all(b"QUIT\r\n").unwrap();
-    let greeted = |reading: &smtp_sentinel::probes::ListenerReading| reading.counts.greeting_sum_us >= 20_000;
-    let one = read_when(&mut first, server.id, greeted);
-    let two = read_when(&mut second, server.id, greeted);
-    assert!(one.counts.greeting_sum_us.abs_diff(two.counts.greeting_sum_us) < 1000);
+    let (mut before, mut differences) = ((0, 0), Vec::new());
+    for nth in 1..=7 {
+        let mut client = server.connect();
+        let mut accepted = server.accept();
+        thread::sleep(Duration::from_millis(20));
+        greet(&mut accepted, &mut client);
+        client.write_all(b"QUIT\r\n").unwrap();
+        let greetings = |reading: &ListenerReading| reading.counts.greeting_log2_us.iter().sum::<u64>();
+        let latency = |probes: &mut Probes, before: &mut u64| {
+            let reading = read_when(probes, server.id, |reading| greetings(reading) >= nth);
+            assert_eq!(greetings(&reading), nth);
+            let sum = reading.counts.greeting_sum_us;
+            sum - std::mem::replace(before, sum)
+        };
+        let one = latency(&mut first, &mut before.0);
+        let two = latency(&mut second, &mut before.1);
+        assert!(one >= 20_000 && two >= 20_000, "{one} and {two} us");
+        differences.push(one.abs_diff(two) as f64);
+    }
+    // A busy machine may stop between the program of the one and that of the other, not most times.
+    let difference = median(differences.iter().copied());
+    assert!(difference < 1000.0, "{differences:?} us");
 }
