@@ -42,7 +42,7 @@ fn text(report: &Report) -> String {
     let mut out = String::new();
     let mode = match report.mode {
         Mode::Enforce => "enforce",
-        Mode::Observe => "observe: it decides and changes nothing",
+        Mode::Observe => "observe: it decides and edits nothing",
         Mode::DryRun => "dry-run: it decides and changes nothing",
     };
     let _ = writeln!(out, "smtp-sentinel {}, mode {mode}", printable(&report.version));

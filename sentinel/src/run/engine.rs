@@ -101,8 +101,8 @@ impl Engine {
 
     pub(super) fn tick(&mut self, now: Now) {
         self.roster.keep(&self.config, &mut self.hands, now);
-        let saw = self.attend_in_turn(now);
         self.ask_in_turn();
+        let saw = self.attend_in_turn(clock::now());
         let due = |at: Instant| now.mono.saturating_duration_since(at) >= REPORT_EVERY;
         if saw || self.reported_at.is_none_or(due) {
             self.reported_at = Some(now.mono);
@@ -151,8 +151,8 @@ impl Engine {
         saw
     }
 
-    /// Has the questions asked that there are, of as many instances as there is time for; all have been looked at before,
-    /// and are again before the next.
+    /// Has the questions asked that there are, of as many instances as there is time for. All are looked at between these
+    /// and the next: an answer can take a second, and one who waits for it is not acted on.
     fn ask_in_turn(&mut self) {
         let began = clock::now().mono;
         let instances = &mut self.roster.instances;

@@ -95,7 +95,7 @@ pub(super) struct Instance {
 }
 
 /// What tells that a configuration file was changed or replaced.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Stamp(Vec<Option<(u64, i64, u64, u64)>>);
 
 impl Stamp {
@@ -144,13 +144,13 @@ impl Instance {
             trouble: "its configuration has not been read yet".into(),
             danger: None,
             replaceable: Ok(()),
-            changed: false,
-            unread: false,
+            changed: true,
+            unread: true,
             read_again: None,
             processes: Processes::default(),
             eyes,
             screened: Vec::new(),
-            stamp: Stamp::default(),
+            stamp: Stamp::of(&master.home()),
             unsettled: None,
             stamped_at: None,
             plain: None,
@@ -169,8 +169,8 @@ impl Instance {
     pub(super) fn replace_master(&mut self, master: Master) {
         self.processes = Processes::default();
         self.eyes = Eyes::open(&master);
-        self.stamp = Stamp::default();
-        self.stamped_at = None;
+        self.stamp = Stamp::of(&master.home());
+        (self.changed, self.unread) = (true, true);
         self.gone_since = None;
         self.master = master;
     }
@@ -527,7 +527,7 @@ mod tests {
             },
             &config,
         );
-        assert!(instance.trouble.contains("not been read yet"));
+        assert!(instance.trouble.contains("not been read yet") && instance.has_questions());
         let start = clock::now().mono;
         let look = |instance: &mut Instance, seconds: u64| {
             let now = start + Duration::from_secs(seconds);
