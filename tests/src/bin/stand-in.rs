@@ -9,10 +9,13 @@ use std::{env, io, thread};
 use anyhow::{Context, Result};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
-use nix::unistd::{pause, setsid};
+use nix::unistd::{Pid, getppid, pause, setsid};
 use sentinel_lab::stand_in::{Accepts, Role, VARIABLE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// The environment variable with the pid of an smtpd's master.
+const MASTER: &str = "STAND_IN_MASTER";
 
 const GREETING: &[u8] = b"220 stand-in ESMTP\r\n";
 
@@ -20,9 +23,12 @@ fn main() -> Result<()> {
     let name = env::args_os().next().unwrap_or_default();
     if Path::new(&name).ends_with("smtpd") {
         prctl::set_pdeathsig(Signal::SIGKILL)?;
-        loop {
+        // One that had ended before that will not be told of.
+        let master = env::var(MASTER)?.parse()?;
+        while getppid() == Pid::from_raw(master) {
             pause();
         }
+        return Ok(());
     }
     master()
 }
@@ -66,6 +72,7 @@ fn smtpd() -> Result<Child> {
     let arguments = ["-n", "smtp", "-t", "inet", "-u", "-c", "-o", "stress="];
     Command::new(program)
         .args(arguments)
+        .env(MASTER, std::process::id().to_string())
         .spawn()
         .context("starting an smtpd")
 }
