@@ -36,6 +36,10 @@ const DISCOVER_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 /// Between two reports on the board when nothing new was seen.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
+/// Between two readings of the drops of a whole network namespace, which only the metrics want: the kernel adds up hundreds
+/// of counters for it.
+const OVERFLOWS_EVERY: Duration = Duration::from_secs(5);
+
 /// Between two questions to what is known of the cluster.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
@@ -53,6 +57,7 @@ pub(super) struct Engine {
     discovered_at: Option<Instant>,
     reported_at: Option<Instant>,
     totals_at: Option<Instant>,
+    overflows_at: Option<Instant>,
     asked_at: Option<Instant>,
     watched: BTreeSet<ListenerId>,
     turns: Turns,
@@ -93,6 +98,7 @@ impl Engine {
             discovered_at: None,
             reported_at: None,
             totals_at: None,
+            overflows_at: None,
             asked_at: None,
             watched: BTreeSet::new(),
             turns: Turns::default(),
@@ -125,7 +131,7 @@ impl Engine {
         }
         if self.totals_at.is_none_or(due) {
             self.totals_at = Some(now.mono);
-            self.read_totals();
+            self.read_totals(now);
         }
     }
 
@@ -303,8 +309,13 @@ impl Engine {
     }
 
     /// What the kernel counts for the metrics alone, not for a decision.
-    fn read_totals(&mut self) {
+    fn read_totals(&mut self, now: Now) {
         self.board.set_evictions(self.probes.evictions());
+        let due = |at: Instant| now.mono.saturating_duration_since(at) >= OVERFLOWS_EVERY;
+        if !self.overflows_at.is_none_or(due) {
+            return;
+        }
+        self.overflows_at = Some(now.mono);
         for instance in &self.instances {
             // Either by listener or for the whole namespace, never both: their sum would count drops twice.
             let of_namespace = if self.probes.sees_overflows() {
