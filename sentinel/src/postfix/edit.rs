@@ -199,11 +199,11 @@ pub fn only_ours_differs(before: &[u8], after: &[u8]) -> bool {
     let before: Vec<&[u8]> = before.split(|&b| b == b'\n').collect();
     let after: Vec<&[u8]> = after.split(|&b| b == b'\n').collect();
     let (mut b, mut a, mut pairs, mut numbers, mut marks) = (0, 0, 0, 0, 0);
-    // A file in CRLF whose last line had no ending at all: the CR belongs to the ending that it now has.
+    // A file in CRLF whose last line had no line feed: the last CR belongs to the ending that it now has.
     let plain = |line: usize, at: usize| {
         let last = line + 1 == before.len() && at + 1 < after.len();
         match after[at].strip_suffix(b"\r") {
-            Some(bare) if last && !before[line].ends_with(b"\r") => bare,
+            Some(bare) if last && carriage_returns(bare) == carriage_returns(before[line]) => bare,
             _ => after[at],
         }
     };
@@ -224,6 +224,11 @@ pub fn only_ours_differs(before: &[u8], after: &[u8]) -> bool {
         }
     }
     b == before.len() && pairs + marks > 0 && numbers == marks
+}
+
+/// How many end the line.
+fn carriage_returns(line: &[u8]) -> usize {
+    line.iter().rev().take_while(|&&byte| byte == b'\r').count()
 }
 
 fn is_pair(comment: &[u8], argument: &[u8]) -> bool {

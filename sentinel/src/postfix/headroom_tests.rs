@@ -163,6 +163,30 @@ fn the_guard_sees_everything_else() {
     }
 }
 
+/// Found by the properties: it is both the last one of the line and, with the line feed that comes behind it, half of an
+/// ending.
+#[test]
+fn the_guard_knows_a_carriage_return_that_ends_the_file() {
+    for before in [
+        "smtp inet n - y - - smtpd\r\n -v\r",
+        "smtp inet n - y - - smtpd\r\n -v\r\r",
+        "relay unix - - y - - smtp\r\nsmtp inet n - y - - smtpd\r",
+        "relay unix - - y - - smtp\r\nsmtp inet n - y - - smtpd",
+    ] {
+        for stress in [false, true] {
+            let change = Change { stress, ..BOTH };
+            let after = change.apply(before.as_bytes(), &id("smtp/inet"), time()).unwrap();
+            assert!(only_ours_differs(before.as_bytes(), &after), "{before:?}");
+            assert_eq!(remove(&after).bytes, before.as_bytes());
+            let spoilt = String::from_utf8(after).unwrap().replacen("\r\n", "\r\r\n", 1);
+            assert!(
+                !only_ours_differs(before.as_bytes(), spoilt.as_bytes()),
+                "{before:?}"
+            );
+        }
+    }
+}
+
 fn holds(before: &[u8], change: Change) -> Result<(), TestCaseError> {
     let file = MasterCf::parse(before);
     for entry in file.entries() {

@@ -7,12 +7,12 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use procfs::FromRead;
 use procfs::process::Stat;
+use rustix::buffer::spare_capacity;
 
 use super::master_cf::option_values;
 use super::{Master, ServiceId};
@@ -200,10 +200,9 @@ impl Children {
         std::mem::swap(&mut self.text, &mut self.last);
         self.text.clear();
         loop {
-            let have = self.text.len();
-            self.text.resize(have + Self::PAGE, 0);
-            let read = self.file.read_at(&mut self.text[have..], have as u64)?;
-            self.text.truncate(have + read);
+            self.text.reserve(Self::PAGE);
+            let from = self.text.len() as u64;
+            let read = rustix::io::pread(&self.file, spare_capacity(&mut self.text), from)?;
             // A part ends at a number, and none is that long: after so little there is no more.
             if read < Self::PAGE / 2 {
                 return Ok(self.text != self.last);

@@ -32,6 +32,10 @@ pub(super) const QUICK_TICK: Duration = Duration::from_millis(20);
 /// Between two reports on the board when nothing new was seen.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
+/// Between two readings of the drops of a whole network namespace, which only the metrics want: the kernel adds up hundreds
+/// of counters for it.
+const OVERFLOWS_EVERY: Duration = Duration::from_secs(5);
+
 pub(super) struct Engine {
     config: Config,
     hands: Hands,
@@ -42,6 +46,7 @@ pub(super) struct Engine {
     roster: Roster,
     reported_at: Option<Instant>,
     totals_at: Option<Instant>,
+    overflows_at: Option<Instant>,
     watched: BTreeSet<ListenerId>,
     turns: Turns,
     /// Whose questions are asked next.
@@ -80,6 +85,7 @@ impl Engine {
             roster: Roster::default(),
             reported_at: None,
             totals_at: None,
+            overflows_at: None,
             watched: BTreeSet::new(),
             turns: Turns::default(),
             asking: Turns::default(),
@@ -111,7 +117,7 @@ impl Engine {
         }
         if self.totals_at.is_none_or(due) {
             self.totals_at = Some(now.mono);
-            self.read_totals();
+            self.read_totals(now);
         }
     }
 
@@ -190,7 +196,7 @@ impl Engine {
     }
 
     /// What the kernel counts for the metrics alone, not for a decision.
-    fn read_totals(&mut self) {
+    fn read_totals(&mut self, now: Now) {
         self.board.set_evictions(self.probes.evictions());
         for instance in &self.roster.instances {
             // Either by listener or for the whole namespace, never both: their sum would count drops twice.
