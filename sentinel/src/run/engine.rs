@@ -198,6 +198,11 @@ impl Engine {
     /// What the kernel counts for the metrics alone, not for a decision.
     fn read_totals(&mut self, now: Now) {
         self.board.set_evictions(self.probes.evictions());
+        let due = |at: Instant| now.mono.saturating_duration_since(at) >= OVERFLOWS_EVERY;
+        if !self.overflows_at.is_none_or(due) {
+            return;
+        }
+        self.overflows_at = Some(now.mono);
         for instance in &self.roster.instances {
             // Either by listener or for the whole namespace, never both: their sum would count drops twice.
             let of_namespace = if self.probes.sees_overflows() {
